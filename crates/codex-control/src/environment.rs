@@ -1,0 +1,87 @@
+//! Every environment variable the product reads, and a snapshot to read them from.
+//!
+//! Code takes an [`Environment`] instead of asking the process, so that tests run in parallel without changing it.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+
+/// The person's home folder.
+pub const HOME: &str = "HOME";
+/// Base of configuration files; default `~/.config`.
+pub const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
+/// Base of state that survives a reboot; default `~/.local/state`.
+pub const XDG_STATE_HOME: &str = "XDG_STATE_HOME";
+/// Base of disposable files; default `~/.cache`.
+pub const XDG_CACHE_HOME: &str = "XDG_CACHE_HOME";
+/// Base of sockets and locks; default `/run/user/UID` where it exists, else a private folder below the state.
+pub const XDG_RUNTIME_DIR: &str = "XDG_RUNTIME_DIR";
+/// Codex's own folder; default `~/.codex`.
+pub const CODEX_HOME: &str = "CODEX_HOME";
+/// Log filter in the syntax of `tracing_subscriber::EnvFilter`; default `info`.
+pub const LOG: &str = "CODEX_SUPERVISOR_LOG";
+/// The Codex program that `codexctl launch cli` starts; default: `codex` on the `PATH`.
+pub const CODEX: &str = "CODEX_SUPERVISOR_CODEX";
+/// Where systemd wants readiness to be told.
+pub const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+/// Where programs are looked up.
+pub const PATH: &str = "PATH";
+/// Hosts that are reached without a proxy.
+pub const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
+/// The person's editor, for `codexctl endpoint edit`.
+pub const EDITOR: [&str; 2] = ["VISUAL", "EDITOR"];
+/// Proxy, locale, time zone and certificate variables that a worker needs to reach a provider.
+///
+/// A worker's environment holds these, the paths above and the variable its credential is read from; nothing else.
+pub const PASSED_TO_WORKER: [&str; 16] = [
+    HOME,
+    XDG_CONFIG_HOME,
+    XDG_STATE_HOME,
+    XDG_CACHE_HOME,
+    XDG_RUNTIME_DIR,
+    PATH,
+    LOG,
+    "LANG",
+    "TZ",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "RUST_BACKTRACE",
+];
+
+/// The environment at one moment.
+#[derive(Clone, Default)]
+pub struct Environment(BTreeMap<OsString, OsString>);
+
+impl Environment {
+    /// The environment this process was started with.
+    pub fn from_process() -> Self {
+        Self(std::env::vars_os().collect())
+    }
+
+    /// The value of `name`; an empty value counts as unset.
+    pub fn get(&self, name: &str) -> Option<&OsStr> {
+        self.0
+            .get(OsStr::new(name))
+            .map(OsString::as_os_str)
+            .filter(|value| !value.is_empty())
+    }
+
+    /// The value of `name` if it is set and UTF-8.
+    pub fn get_str(&self, name: &str) -> Option<&str> {
+        self.get(name).and_then(OsStr::to_str)
+    }
+}
+
+impl<K: Into<OsString>, V: Into<OsString>> FromIterator<(K, V)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
+        Self(
+            pairs
+                .into_iter()
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
+        )
+    }
+}

@@ -1,0 +1,36 @@
+//! What the processes of codex-supervisor agree on: configuration, data tables, messages, paths, files, secrets.
+//!
+//! A type that crosses a process border lives here and nowhere else. Nothing here decides anything about a running
+//! system, and nothing here talks to a provider.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`settings`] | `supervisor.toml`, the person's own file, and its format-preserving editor |
+//! | [`tables`] | `providers.toml`, `models.toml`: data embedded in the binary, overridable per id |
+//! | [`endpoint`] | an endpoint resolved from both: everything a worker has to know |
+//! | [`ipc`] | supervisor ⇄ worker: length-delimited binary frames over a Unix socket |
+//! | [`rpc`] | JSON-RPC 2.0 between the supervisor and its clients |
+//! | [`paths`], [`environment`] | every path and every environment variable, each built in one place |
+//! | [`files`], [`credentials`], [`token`], [`secret`] | private files and what may never be printed |
+//! | [`process`] | who a process is, proven |
+//! | [`redact`], [`telemetry`] | what reaches a log, and how |
+
+pub mod credentials;
+pub mod endpoint;
+pub mod environment;
+pub mod files;
+pub mod ids;
+pub mod ipc;
+pub mod paths;
+pub mod process;
+pub mod redact;
+pub mod report;
+pub mod rpc;
+pub mod secret;
+pub mod settings;
+pub mod tables;
+pub mod telemetry;
+pub mod token;
+
+pub use ids::EndpointId;
+pub use secret::Secret;

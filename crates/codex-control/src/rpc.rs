@@ -1,0 +1,278 @@
+//! JSON-RPC 2.0 over the control socket: one JSON object a line, both ways.
+//!
+//! Methods mirror the command line. `codexctl rpc METHOD [JSON]` calls any of them.
+//!
+//! | method | parameters | result |
+//! |---|---|---|
+//! | `daemon.status` | – | [`DaemonStatus`] |
+//! | `daemon.reload` | – | [`DaemonStatus`] |
+//! | `daemon.stop` | – | `null`, then the daemon ends |
+//! | `endpoint.list` | – | `[`[`EndpointStatus`]`]` |
+//! | `endpoint.show` | [`EndpointParams`] | [`EndpointDetail`] |
+//! | `endpoint.add` | an [`EndpointSettings`] | [`EndpointStatus`] |
+//! | `endpoint.set` | [`SetParams`] | [`EndpointStatus`] |
+//! | `endpoint.remove`, `endpoint.default` | [`EndpointParams`] | `null` |
+//! | `endpoint.start`, `endpoint.stop`, `endpoint.restart` | [`EndpointParams`] | [`EndpointStatus`] |
+//! | `endpoint.wake` | [`WakeParams`] | [`EndpointStatus`], once it answers |
+//! | `events.subscribe` | – | `null`, then `event` notifications with an [`Event`] each |
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::EndpointId;
+use crate::endpoint::Endpoint;
+use crate::ipc::{Counters, Problem};
+#[expect(unused_imports, reason = "named in the documentation")]
+use crate::settings::EndpointSettings;
+use crate::tables::Protocol;
+
+/// Longest line in either direction.
+pub const LINE_BYTES_MAX: usize = 1024 * 1024;
+/// Longest wait of `endpoint.wake`.
+pub const WAKE_TIMEOUT_MS_MAX: u64 = 60_000;
+
+/// The `jsonrpc` member.
+pub const JSONRPC: &str = "2.0";
+
+/// A call. Without `id` it is a notification and gets no answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// `"2.0"`
+    pub jsonrpc: String,
+    /// Chosen by the caller, returned with the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<Value>,
+    /// Name of the method.
+    pub method: String,
+    /// Its parameters, an object.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub params: Value,
+}
+
+/// The answer to a call: `result` or `error`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Response {
+    /// `"2.0"`
+    pub jsonrpc: String,
+    /// The caller's id; null when it could not be read.
+    pub id: Value,
+    /// What was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Value>,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<RpcError>,
+}
+
+/// A failed call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct RpcError {
+    /// One of [`code`].
+    pub code: i64,
+    /// What happened, for a person.
+    pub message: String,
+    /// More.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<ErrorData>,
+}
+
+/// More about a failed call.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ErrorData {
+    /// What to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// Error codes: JSON-RPC's own and ours.
+pub mod code {
+    /// The line is not JSON.
+    pub const PARSE: i64 = -32_700;
+    /// The JSON is no request.
+    pub const INVALID_REQUEST: i64 = -32_600;
+    /// There is no such method.
+    pub const METHOD_NOT_FOUND: i64 = -32_601;
+    /// The parameters do not fit.
+    pub const INVALID_PARAMS: i64 = -32_602;
+    /// Something failed inside the supervisor.
+    pub const INTERNAL: i64 = -32_603;
+    /// What was named does not exist.
+    pub const NOT_FOUND: i64 = 1;
+    /// It cannot be done in the present state: settings that do not parse, an id that is taken.
+    pub const CONFLICT: i64 = 2;
+    /// It did not happen in time.
+    pub const TIMEOUT: i64 = 3;
+    /// The endpoint cannot run until the person changes something.
+    pub const BROKEN: i64 = 4;
+}
+
+impl RpcError {
+    /// An error with an optional remedy.
+    pub fn new(code: i64, message: impl Into<String>, hint: Option<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            data: hint.map(|hint| ErrorData { hint: Some(hint) }),
+        }
+    }
+
+    /// The remedy, if there is one.
+    pub fn hint(&self) -> Option<&str> {
+        self.data.as_ref().and_then(|data| data.hint.as_deref())
+    }
+}
+
+/// Names an endpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndpointParams {
+    /// The endpoint.
+    pub id: EndpointId,
+}
+
+/// One key of an endpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetParams {
+    /// The endpoint.
+    pub id: EndpointId,
+    /// The key, dotted where it is nested.
+    pub key: String,
+    /// TOML, or a bare word; null removes the key.
+    pub value: Option<String>,
+}
+
+/// Waits until an endpoint answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WakeParams {
+    /// The endpoint; the default one where absent.
+    #[serde(default)]
+    pub id: Option<EndpointId>,
+    /// How long to wait at most; bounded by [`WAKE_TIMEOUT_MS_MAX`].
+    pub timeout_ms: u64,
+}
+
+/// The supervisor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// Version of the program.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Unix milliseconds of its start.
+    pub started_at_ms: u64,
+    /// How well workers survive it.
+    pub protection: Protection,
+    /// State of `supervisor.toml`.
+    pub settings: SettingsStatus,
+    /// The endpoint used when a command names none.
+    pub default_endpoint: Option<EndpointId>,
+    /// Every endpoint, in the order of the file.
+    pub endpoints: Vec<EndpointStatus>,
+}
+
+/// How well workers survive the supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protection {
+    /// A service manager restarts the supervisor and keeps its listeners.
+    Full,
+    /// Nobody restarts the supervisor.
+    Reduced,
+}
+
+/// State of `supervisor.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SettingsStatus {
+    /// The file.
+    pub path: String,
+    /// What is wrong with it; the last good settings are in force.
+    pub problem: Option<Problem>,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EndpointStatus {
+    /// Its id.
+    pub id: EndpointId,
+    /// Name for people.
+    pub name: String,
+    /// Id of its preset, or `custom`.
+    pub provider: String,
+    /// Wire protocol, where it could be resolved.
+    pub protocol: Option<Protocol>,
+    /// Base URL, where it could be resolved.
+    pub base_url: Option<String>,
+    /// Model when a request names none.
+    pub default_model: Option<String>,
+    /// Whether commands that name no endpoint use it.
+    pub is_default: bool,
+    /// What it does.
+    pub state: EndpointState,
+    /// Where Codex connects to.
+    pub address: Option<SocketAddr>,
+    /// The worker's process.
+    pub worker_pid: Option<u32>,
+    /// Which start of the worker this is.
+    pub generation: u64,
+    /// Restarts after crashes since the supervisor started.
+    pub restarts_total: u64,
+    /// How the last worker ended, e.g. `signal 9`.
+    pub last_exit: Option<String>,
+    /// Unix milliseconds of the last passed health probe.
+    pub healthy_at_ms: Option<u64>,
+    /// The worker's resident memory.
+    pub memory_bytes: Option<u64>,
+    /// What keeps it from working.
+    pub problem: Option<Problem>,
+    /// The worker's counters.
+    pub counters: Counters,
+}
+
+/// What an endpoint does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndpointState {
+    /// `enabled = false`
+    Disabled,
+    /// Stopped by the person.
+    Stopped,
+    /// Its worker is on its way.
+    Starting,
+    /// Its worker accepts connections.
+    Running,
+    /// Its worker ended and is started again after a pause; connections wait.
+    Restarting,
+    /// It cannot run until the person changes something; see `problem`.
+    Broken,
+}
+
+/// One endpoint with everything known about it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EndpointDetail {
+    /// Its status.
+    pub status: EndpointStatus,
+    /// As resolved; absent when that failed.
+    pub endpoint: Option<Endpoint>,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Grows by one with each event of this supervisor; a gap means that the reader was too slow.
+    pub sequence: u64,
+    /// Unix milliseconds.
+    pub at_ms: u64,
+    /// Kind, e.g. `endpoint.state`, `request.finished`, `settings.loaded`.
+    pub kind: String,
+    /// The endpoint it concerns.
+    pub endpoint: Option<EndpointId>,
+    /// For a person.
+    pub message: String,
+    /// For a program; its shape depends on the kind.
+    pub detail: Value,
+}

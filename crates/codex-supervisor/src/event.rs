@@ -1,0 +1,106 @@
+//! Everything that can happen to the supervisor: one closed list, one queue, one task that takes from it.
+
+use std::os::fd::OwnedFd;
+
+use codex_control::EndpointId;
+use codex_control::ipc::{FromWorker, Hello, ToWorker};
+use codex_control::rpc::{Request, RpcError};
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::probe::ProbeError;
+
+/// Events that may wait for the owner task. Senders wait when it is full: they are readers of sockets, and a reader
+/// that waits is how a socket tells its other end to slow down.
+pub(crate) const EVENTS_MAX: usize = 256;
+/// Messages that may wait for one worker: an assignment and a few drains. A worker that does not read even those is
+/// stuck, which its heartbeats show; further messages are dropped with a warning.
+pub(crate) const MESSAGES_TO_WORKER_MAX: usize = 8;
+
+/// The owner's queue, as its senders see it.
+pub(crate) type Queue = mpsc::Sender<Event>;
+
+/// Something that happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A client of the control socket calls a method.
+    Call(Call),
+    /// A process has said Hello on the worker socket.
+    WorkerConnected(Connected),
+    /// A worker has said something.
+    WorkerMessage {
+        /// Which.
+        worker: WorkerId,
+        /// On which of its connections.
+        connection: u64,
+        /// What.
+        message: FromWorker,
+    },
+    /// A worker's connection has ended.
+    WorkerDisconnected {
+        /// Which.
+        worker: WorkerId,
+        /// Which of its connections.
+        connection: u64,
+    },
+    /// A worker's process has ended.
+    WorkerEnded {
+        /// Which.
+        worker: WorkerId,
+        /// How, for a person.
+        exit: String,
+    },
+    /// A health probe has an answer.
+    Probed {
+        /// The worker that was serving when it was sent.
+        worker: WorkerId,
+        /// The answer.
+        result: Result<(), ProbeError>,
+    },
+    /// A settings file may have changed.
+    SettingsTouched,
+    /// Somebody asks us by a signal.
+    Signal(Signal),
+}
+
+/// A signal that means something to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signal {
+    /// TERM, INT: end cleanly; the second time: at once.
+    Stop,
+    /// HUP: read the settings again.
+    Reload,
+}
+
+/// One worker process of ours, past or present.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct WorkerId {
+    /// Its endpoint.
+    pub(crate) endpoint: EndpointId,
+    /// Which start of that endpoint's worker.
+    pub(crate) generation: u64,
+}
+
+/// A call of a client that waits for `answer`.
+#[derive(Debug)]
+pub(crate) struct Call {
+    /// What it wants.
+    pub(crate) request: Request,
+    /// Where the answer goes. A client that has gone no longer listens.
+    pub(crate) answer: oneshot::Sender<Result<Value, RpcError>>,
+}
+
+/// A Hello, with what the kernel says about who said it.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    /// What it says.
+    pub(crate) hello: Hello,
+    /// Its process id by `SO_PEERCRED`; `None` where the kernel does not tell.
+    pub(crate) peer_pid: Option<u32>,
+    /// The listener it has brought along.
+    pub(crate) listener: Option<OwnedFd>,
+    /// Number of this connection.
+    pub(crate) connection: u64,
+    /// Where messages to it go. Dropping this closes the connection.
+    pub(crate) outbox: mpsc::Sender<ToWorker>,
+}

@@ -1,0 +1,432 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::backoff::{PAUSE_FIRST, RESTARTS_IN_ROW_MAX};
+
+const LIMITS: Limits = Limits {
+    restart_pause_max: Duration::from_secs(30),
+    health_interval: Duration::from_secs(5),
+    health_failures_max: 3,
+};
+const REST: Wanted = Wanted::Rest { within: Duration::from_secs(5) };
+const MS: Duration = Duration::from_millis(1);
+
+/// A lifecycle with a clock of its own.
+struct Bench {
+    now: Instant,
+    lifecycle: Lifecycle,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { now: Instant::now(), lifecycle: Lifecycle::new(LIMITS, 1) }
+    }
+
+    /// One that serves with worker 1.
+    fn serving() -> Self {
+        let mut bench = Self::new();
+        bench.lifecycle.want(Wanted::Serve);
+        assert_eq!(bench.commands(), [Command::Spawn { generation: 1 }]);
+        bench.ready(1);
+        assert_eq!(bench.commands(), [Command::Probe { generation: 1 }]);
+        bench
+    }
+
+    fn ready(&mut self, generation: u64) {
+        self.lifecycle.ready(self.now, generation);
+    }
+
+    fn commands(&mut self) -> Vec<Command> {
+        std::iter::from_fn(|| self.lifecycle.poll(self.now)).take(100).collect()
+    }
+
+    /// Lets time pass until a worker is started; returns its number.
+    fn pass_to_spawn(&mut self, alive: &[u64]) -> u64 {
+        let end = self.now + LIMITS.restart_pause_max;
+        while self.now <= end {
+            let commands = self.pass(PAUSE_FIRST / 2, alive);
+            if let Some(generation) = commands.iter().find_map(|command| match command {
+                Command::Spawn { generation } => Some(*generation),
+                _ => None,
+            }) {
+                return generation;
+            }
+        }
+        panic!("no worker is started within the longest pause");
+    }
+
+    /// Lets `span` pass while the workers given send their heartbeats; returns all commands.
+    fn pass(&mut self, span: Duration, alive: &[u64]) -> Vec<Command> {
+        let end = self.now + span;
+        let mut commands = Vec::new();
+        let mut heartbeat_at = self.now;
+        while self.now < end {
+            for &generation in alive {
+                self.lifecycle.heard(self.now, generation);
+            }
+            heartbeat_at += HEARTBEAT_INTERVAL;
+            let next = self.lifecycle.deadline().unwrap_or(end).max(self.now + MS);
+            self.now = next.min(heartbeat_at).min(end);
+            commands.extend(self.commands());
+        }
+        commands
+    }
+}
+
+#[test]
+fn the_first_worker_starts_at_once_and_rest_drains_it() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.commands(), []);
+    assert_eq!(bench.lifecycle.phase(), Phase::Resting);
+    bench.lifecycle.want(Wanted::Serve);
+    assert_eq!(bench.commands(), [Command::Spawn { generation: 1 }]);
+    assert_eq!(bench.lifecycle.phase(), Phase::Starting);
+    bench.ready(1);
+    assert_eq!(bench.lifecycle.phase(), Phase::Serving(1));
+    bench.lifecycle.want(REST);
+    assert_eq!(bench.commands(), [Command::Drain { generation: 1, within: Duration::from_secs(5) }]);
+    assert!(bench.lifecycle.is_leaving(1) && !bench.lifecycle.is_empty());
+    assert!(!bench.lifecycle.ended(bench.now, 1), "an asked-for end is expected");
+    assert!(bench.lifecycle.is_empty());
+    assert_eq!(bench.commands(), []);
+}
+
+#[test]
+fn a_worker_that_will_not_end_gets_term_and_then_kill() {
+    let mut bench = Bench::serving();
+    bench.lifecycle.want(REST);
+    bench.commands();
+    assert_eq!(bench.pass(Duration::from_secs(5), &[1]), []);
+    assert_eq!(bench.pass(DRAIN_SLACK, &[1]), [Command::Terminate { generation: 1 }]);
+    let kill = Command::Kill { generation: 1, because: KillReason::Lingering };
+    assert_eq!(bench.pass(TERMINATE_WITHIN, &[1]), [kill]);
+    assert_eq!(bench.pass(Duration::from_secs(60), &[]), [], "nothing is left to try");
+}
+
+#[test]
+fn a_shorter_rest_shortens_a_drain_that_runs() {
+    let mut bench = Bench::serving();
+    bench.lifecycle.change();
+    bench.commands();
+    bench.ready(2);
+    let commands = bench.commands();
+    assert!(commands.contains(&Command::Drain { generation: 1, within: HANDOVER_WITHIN }), "{commands:?}");
+    bench.lifecycle.want(REST);
+    let within = Duration::from_secs(5);
+    assert_eq!(bench.commands(), [Command::Drain { generation: 1, within }, Command::Drain { generation: 2, within }]);
+    assert_eq!(bench.commands(), [], "each is told once");
+}
+
+#[test]
+fn a_crash_is_answered_at_once_and_then_ever_later() {
+    let mut bench = Bench::serving();
+    assert!(bench.lifecycle.ended(bench.now, 1));
+    assert_eq!(bench.commands(), [Command::Spawn { generation: 2 }]);
+    assert!(bench.lifecycle.ended(bench.now, 2));
+    assert_eq!(bench.commands(), [], "the second waits");
+    assert_eq!(bench.lifecycle.phase(), Phase::Waiting);
+    assert_eq!(bench.pass(PAUSE_FIRST, &[]), [Command::Spawn { generation: 3 }]);
+    assert_eq!(bench.lifecycle.restarts_total(), 2);
+    let mut generation = 3;
+    for _ in 3..=RESTARTS_IN_ROW_MAX {
+        bench.lifecycle.ended(bench.now, generation);
+        generation = bench.pass_to_spawn(&[]);
+    }
+    assert_eq!(bench.lifecycle.phase(), Phase::Starting);
+    bench.lifecycle.ended(bench.now, generation);
+    assert_eq!(bench.lifecycle.phase(), Phase::Exhausted);
+    assert_eq!(bench.lifecycle.deadline(), None, "nothing to wait for");
+    bench.lifecycle.revive();
+    assert!(matches!(bench.commands()[..], [Command::Spawn { .. }]));
+}
+
+#[test]
+fn only_a_minute_of_health_makes_restarts_forgotten() {
+    let mut bench = Bench::serving();
+    bench.lifecycle.ended(bench.now, 1);
+    bench.commands();
+    bench.ready(2);
+    bench.commands();
+    bench.lifecycle.probed(bench.now, 2, true);
+    assert!(bench.lifecycle.is_recovering(), "a start and one good probe are no health");
+    for _ in 0..HEALTHY_FOR.as_secs() / LIMITS.health_interval.as_secs() {
+        let commands = bench.pass(LIMITS.health_interval, &[2]);
+        assert_eq!(commands, [Command::Probe { generation: 2 }]);
+        bench.lifecycle.probed(bench.now, 2, true);
+    }
+    assert!(!bench.lifecycle.is_recovering());
+}
+
+#[test]
+fn a_silent_worker_is_killed_and_replaced_within_two_seconds() {
+    let mut bench = Bench::serving();
+    bench.lifecycle.probed(bench.now, 1, true);
+    assert_eq!(bench.pass(Duration::from_secs(3), &[1]), []);
+    let commands = bench.pass(STUCK_AFTER, &[]);
+    let kill = Command::Kill { generation: 1, because: KillReason::Stuck };
+    assert_eq!(commands, [kill, Command::Spawn { generation: 2 }]);
+    assert!(!bench.lifecycle.ended(bench.now, 1), "it was counted when it was killed");
+    assert_eq!(bench.lifecycle.restarts_total(), 1);
+}
+
+#[test]
+fn our_own_absence_kills_nobody() {
+    let mut bench = Bench::serving();
+    let away = Duration::from_secs(30);
+    bench.now += away;
+    bench.lifecycle.late(bench.now, away);
+    assert!(!bench.commands().iter().any(|command| matches!(command, Command::Kill { .. })));
+}
+
+#[test]
+fn a_change_serves_all_the_time() {
+    let mut bench = Bench::serving();
+    bench.lifecycle.change();
+    assert_eq!(bench.commands(), [Command::Spawn { generation: 2 }]);
+    assert_eq!(bench.lifecycle.phase(), Phase::Serving(1), "the old one serves until the new one is ready");
+    bench.ready(2);
+    let commands = bench.commands();
+    assert_eq!(commands, [Command::Drain { generation: 1, within: HANDOVER_WITHIN }, Command::Probe { generation: 2 }]);
+    assert_eq!(bench.lifecycle.phase(), Phase::Serving(2));
+    let long_answer = HANDOVER_WITHIN / 2;
+    let commands = bench.pass(long_answer, &[1, 2]);
+    assert!(!commands.iter().any(|c| matches!(c, Command::Kill { .. } | Command::Terminate { .. })), "{commands:?}");
+}
+
+#[test]
+fn a_change_that_does_not_start_leaves_the_old_one_serving() {
+    let mut bench = Bench::serving();
+    bench.lifecycle.change();
+    bench.commands();
+    for generation in 2..10 {
+        bench.lifecycle.ended(bench.now, generation);
+        assert_eq!(bench.lifecycle.phase(), Phase::Serving(1));
+        assert_eq!(bench.pass_to_spawn(&[1]), generation + 1);
+    }
+}
+
+#[test]
+fn a_change_during_a_change_drains_the_one_nobody_needs() {
+    let mut bench = Bench::serving();
+    bench.lifecycle.change();
+    bench.commands();
+    bench.lifecycle.change();
+    let commands = bench.commands();
+    assert_eq!(commands, [Command::Drain { generation: 2, within: HANDOVER_WITHIN }, Command::Spawn { generation: 3 }]);
+}
+
+#[test]
+fn an_unhealthy_worker_is_replaced_by_hand_over() {
+    let mut bench = Bench::serving();
+    for failure in 1..=LIMITS.health_failures_max {
+        let replaced = bench.lifecycle.probed(bench.now, 1, false);
+        assert_eq!(replaced, failure == LIMITS.health_failures_max);
+        let commands = bench.pass(LIMITS.health_interval, &[1]);
+        if replaced {
+            assert!(commands.contains(&Command::Spawn { generation: 2 }), "{commands:?}");
+            assert_eq!(bench.lifecycle.phase(), Phase::Serving(1));
+        } else {
+            assert_eq!(commands, [Command::Probe { generation: 1 }]);
+        }
+    }
+    assert!(!bench.lifecycle.probed(bench.now, 7, false), "a probe of a stranger means nothing");
+}
+
+#[test]
+fn a_worker_that_cannot_be_started_is_no_crash() {
+    let mut bench = Bench::new();
+    bench.lifecycle.want(Wanted::Serve);
+    bench.commands();
+    let retry_at = bench.now + Duration::from_secs(3);
+    bench.lifecycle.unspawned(1, retry_at);
+    assert_eq!(bench.commands(), []);
+    assert_eq!(bench.lifecycle.deadline(), Some(retry_at));
+    assert_eq!(bench.pass(Duration::from_secs(3), &[]), [Command::Spawn { generation: 2 }]);
+    assert_eq!(bench.lifecycle.restarts_total(), 0);
+}
+
+#[test]
+fn an_orphan_is_adopted_or_ended_before_anything_is_started() {
+    let mut bench = Bench::new();
+    bench.lifecycle.orphan(bench.now, 7, false);
+    bench.lifecycle.want(Wanted::Serve);
+    assert_eq!(bench.commands(), []);
+    assert_eq!(bench.lifecycle.phase(), Phase::Starting);
+    bench.lifecycle.adopted(bench.now, 7, true);
+    assert_eq!(bench.commands(), [Command::Probe { generation: 7 }]);
+    assert_eq!(bench.lifecycle.phase(), Phase::Serving(7));
+
+    let mut bench = Bench::new();
+    bench.lifecycle.orphan(bench.now, 7, false);
+    bench.lifecycle.want(Wanted::Serve);
+    assert_eq!(bench.pass(ADOPT_WITHIN, &[]), [Command::Terminate { generation: 7 }]);
+    let kill = Command::Kill { generation: 7, because: KillReason::Lingering };
+    assert_eq!(bench.pass(TERMINATE_WITHIN, &[]), [kill], "nothing starts beside it");
+    bench.lifecycle.ended(bench.now, 7);
+    assert_eq!(bench.commands(), [Command::Spawn { generation: 8 }]);
+}
+
+#[test]
+fn an_orphan_with_other_settings_serves_until_its_successor_does() {
+    let mut bench = Bench::new();
+    bench.lifecycle.orphan(bench.now, 7, false);
+    bench.lifecycle.orphan(bench.now, 6, true);
+    bench.lifecycle.want(Wanted::Serve);
+    bench.lifecycle.adopted(bench.now, 7, false);
+    assert_eq!(bench.commands()[0], Command::Spawn { generation: 8 });
+    assert_eq!(bench.lifecycle.phase(), Phase::Serving(7));
+    bench.ready(8);
+    assert!(bench.commands().contains(&Command::Drain { generation: 7, within: HANDOVER_WITHIN }));
+    assert!(bench.lifecycle.is_leaving(6));
+}
+
+/// What can happen to an endpoint, for random schedules.
+#[derive(Clone, Debug)]
+enum Happening {
+    Serve,
+    Rest,
+    Change,
+    Ready,
+    Crash(u8),
+    Hang(u8),
+    Probed(bool),
+    Late,
+    Unspawned,
+    Pass(u16),
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        1 => Just(Happening::Serve),
+        1 => Just(Happening::Rest),
+        1 => Just(Happening::Change),
+        4 => Just(Happening::Ready),
+        1 => any::<u8>().prop_map(Happening::Crash),
+        1 => any::<u8>().prop_map(Happening::Hang),
+        1 => any::<bool>().prop_map(Happening::Probed),
+        1 => Just(Happening::Late),
+        1 => Just(Happening::Unspawned),
+        4 => (1_u16..5_000).prop_map(Happening::Pass),
+    ]
+}
+
+/// Real processes as the lifecycle's commands make them.
+#[derive(Default)]
+struct World {
+    alive: BTreeMap<u64, State>,
+    last_spawned: u64,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    Starting,
+    Serving,
+    Leaving,
+    Hanging,
+}
+
+impl World {
+    fn carry_out(&mut self, bench: &mut Bench, commands: Vec<Command>) {
+        for command in commands {
+            match command {
+                Command::Spawn { generation } => {
+                    assert!(generation > self.last_spawned, "a number is used once");
+                    self.last_spawned = generation;
+                    self.alive.insert(generation, State::Starting);
+                }
+                Command::Drain { generation, .. } | Command::Terminate { generation } => {
+                    if let Some(state) = self.alive.get_mut(&generation).filter(|state| **state != State::Hanging) {
+                        *state = State::Leaving;
+                    }
+                }
+                Command::Kill { generation, .. } => {
+                    assert!(self.alive.remove(&generation).is_some(), "only the living are killed");
+                    bench.lifecycle.ended(bench.now, generation);
+                }
+                Command::Probe { .. } => {}
+            }
+        }
+        let n_wanted = self.alive.values().filter(|state| matches!(state, State::Starting | State::Serving)).count();
+        assert!(n_wanted <= 2, "one that serves and one that is to follow it");
+    }
+
+    fn nth(&self, n: u8) -> Option<u64> {
+        self.alive.keys().nth(usize::from(n) % self.alive.len().max(1)).copied()
+    }
+
+    fn run(&mut self, bench: &mut Bench, span: Duration) {
+        let end = bench.now + span;
+        while bench.now < end {
+            let alive: Vec<u64> =
+                self.alive.iter().filter(|(_, state)| **state != State::Hanging).map(|(generation, _)| *generation).collect();
+            let commands = bench.pass(HEARTBEAT_INTERVAL.min(end - bench.now), &alive);
+            self.carry_out(bench, commands);
+        }
+    }
+
+    fn settle(&mut self, bench: &mut Bench, span: Duration) {
+        let end = bench.now + span;
+        while bench.now < end {
+            let ready: Vec<u64> = self.alive.iter().filter(|(_, s)| **s == State::Starting).map(|(g, _)| *g).collect();
+            for generation in ready {
+                self.alive.insert(generation, State::Serving);
+                bench.ready(generation);
+            }
+            let gone: Vec<u64> = self.alive.iter().filter(|(_, s)| **s == State::Leaving).map(|(g, _)| *g).collect();
+            for generation in gone {
+                self.alive.remove(&generation);
+                bench.lifecycle.ended(bench.now, generation);
+            }
+            self.run(bench, HEARTBEAT_INTERVAL);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+    #[test]
+    fn any_schedule_ends_in_what_is_wanted(happenings in prop::collection::vec(happening(), 1..60), serve: bool) {
+        let mut bench = Bench::new();
+        let mut world = World::default();
+        for happening in happenings {
+            match happening {
+                Happening::Serve => bench.lifecycle.want(Wanted::Serve),
+                Happening::Rest => bench.lifecycle.want(REST),
+                Happening::Change => bench.lifecycle.change(),
+                Happening::Ready => {
+                    if let Some((generation, state)) = world.alive.iter_mut().find(|(_, state)| **state == State::Starting) {
+                        *state = State::Serving;
+                        bench.lifecycle.ready(bench.now, *generation);
+                    }
+                }
+                Happening::Crash(n) => if let Some(generation) = world.nth(n) {
+                    world.alive.remove(&generation);
+                    bench.lifecycle.ended(bench.now, generation);
+                },
+                Happening::Hang(n) => if let Some(generation) = world.nth(n) {
+                    world.alive.insert(generation, State::Hanging);
+                },
+                Happening::Probed(passed) => if let Some(generation) = bench.lifecycle.serving() {
+                    bench.lifecycle.probed(bench.now, generation, passed);
+                },
+                Happening::Late => {
+                    bench.now += Duration::from_secs(20);
+                    bench.lifecycle.late(bench.now, Duration::from_secs(20));
+                }
+                Happening::Unspawned => if let Some((&generation, State::Starting)) = world.alive.last_key_value() {
+                    world.alive.remove(&generation);
+                    bench.lifecycle.unspawned(generation, bench.now + Duration::from_secs(3));
+                },
+                Happening::Pass(ms) => world.run(&mut bench, Duration::from_millis(ms.into())),
+            }
+            let commands = bench.commands();
+            world.carry_out(&mut bench, commands);
+        }
+        bench.lifecycle.want(if serve { Wanted::Serve } else { REST });
+        bench.lifecycle.revive();
+        world.settle(&mut bench, Duration::from_secs(120));
+        let expected: Vec<u64> = if serve { vec![bench.lifecycle.generation()] } else { vec![] };
+        prop_assert_eq!(world.alive.keys().copied().collect::<Vec<_>>(), expected);
+        prop_assert_eq!(bench.lifecycle.serving().is_some(), serve);
+    }
+}

@@ -1,0 +1,4 @@
+//! The user daemon.
+mod backoff;
+mod lifecycle;
+fn main() {}

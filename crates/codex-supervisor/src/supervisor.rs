@@ -1,0 +1,411 @@
+//! The owner: one task that has all the state and takes one [`Event`] after the other.
+//!
+//! ```text
+//!  control socket ─┐
+//!  worker socket ──┤
+//!  ends, probes ───┼──► queue ──► Supervisor::handle ──► the endpoint concerned is driven
+//!  settings files ─┤                                     (bind, spawn, drain, signal, answer)
+//!  signals ────────┘     clock ──► Supervisor::tick
+//! ```
+//!
+//! Nothing here waits: what takes time (a probe, a drain, a restart's pause) is begun, and its end is another event or
+//! a deadline. Files are small and local and are read and written in place.
+
+mod calls;
+mod managed;
+mod recovery;
+mod services;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use codex_control::EndpointId;
+use codex_control::environment::Environment;
+use codex_control::paths::Paths;
+use codex_control::rpc::{EndpointState, RpcError};
+use sd_notify::NotifyState;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, error, info, warn};
+
+use crate::announce::{Announcer, Line};
+use crate::configuration::{Configuration, Difference, Planned, differences};
+use crate::event::{Event, Queue, Signal};
+use crate::lifecycle::{DRAIN_SLACK, TERMINATE_WITHIN};
+use crate::log::{self, LogLimits};
+use crate::memory::Memory;
+use crate::ports::Ports;
+use crate::registry::{Registry, SupervisorEntry};
+use crate::stopped::Stopped;
+use crate::supervisor::managed::Managed;
+use crate::supervisor::services::Services;
+use crate::systemd::{self, Inherited, Store};
+
+/// Time between two looks at the clock; also how finely our own absence is noticed.
+const TICK: Duration = Duration::from_millis(500);
+/// A tick that is later than this means that *we* were stopped: nobody else is to blame for what we did not hear.
+const LATE_TICK: Duration = Duration::from_secs(1);
+/// Time between two rounds of what has time: memory, logs, files that may have changed.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(5);
+/// Pause after a first change in the settings folder: editors write in several steps.
+const SETTLE: Duration = Duration::from_millis(100);
+/// What workers get beyond all their deadlines before we end without them.
+const STOP_SLACK: Duration = Duration::from_secs(2);
+
+/// What a supervisor is made from.
+pub(crate) struct Start {
+    /// Every path.
+    pub(crate) paths: Paths,
+    /// The environment.
+    pub(crate) environment: Environment,
+    /// The worker program.
+    pub(crate) worker_program: PathBuf,
+    /// Who we are.
+    pub(crate) own: SupervisorEntry,
+    /// What the person has set up.
+    pub(crate) configuration: Configuration,
+    /// How large logs may grow.
+    pub(crate) log_limits: Arc<LogLimits>,
+    /// Where events are to be put.
+    pub(crate) queue: Queue,
+}
+
+/// See the module.
+pub(crate) struct Supervisor {
+    services: Services,
+    configuration: Configuration,
+    plan: Vec<Planned>,
+    endpoints: BTreeMap<EndpointId, Managed>,
+    waiters: Vec<Waiter>,
+    memory: Memory,
+    reload_at: Option<Instant>,
+    tick_at: Instant,
+    housekeeping_at: Instant,
+    watchdog: Option<Watchdog>,
+    status_line: String,
+    give_up_at: Option<Instant>,
+}
+
+/// A client that waits until an endpoint answers.
+struct Waiter {
+    endpoint: EndpointId,
+    asked_at: Instant,
+    deadline: Instant,
+    answer: oneshot::Sender<Result<Value, RpcError>>,
+}
+
+struct Watchdog {
+    interval: Duration,
+    due_at: Instant,
+}
+
+impl Supervisor {
+    /// Takes over what earlier runs have left and starts every endpoint.
+    pub(crate) fn start(start: Start, inherited: Inherited) -> Self {
+        let now = Instant::now();
+        let Start { paths, environment, worker_program, own, configuration, log_limits, queue } = start;
+        let services = Services {
+            store: Store::new(&environment),
+            ports: Ports::load(&paths.ports()),
+            stopped: Stopped::load(&paths.stopped()),
+            settings: configuration.settings.daemon.clone(),
+            default_endpoint: configuration.settings.default_endpoint().cloned(),
+            announcer: Announcer::new(),
+            paths,
+            environment,
+            worker_program,
+            own,
+            queue,
+            log_limits,
+            is_stopping: false,
+            registry_is_outdated: true,
+        };
+        let mut supervisor = Self {
+            plan: configuration.plan(),
+            services,
+            configuration,
+            endpoints: BTreeMap::new(),
+            waiters: Vec::new(),
+            memory: Memory::default(),
+            reload_at: None,
+            tick_at: now + TICK,
+            housekeeping_at: now + HOUSEKEEPING_INTERVAL,
+            watchdog: systemd::watchdog_interval().map(|interval| Watchdog { interval, due_at: now }),
+            status_line: String::new(),
+            give_up_at: None,
+        };
+        supervisor.tell_settings();
+        for planned in &supervisor.plan {
+            let id = planned.settings.id.clone();
+            supervisor.endpoints.insert(id.clone(), Managed::new(id, planned.clone(), &supervisor.services));
+        }
+        supervisor.recover(inherited, now);
+        supervisor.drive_all(now);
+        supervisor.settle(now);
+        supervisor
+    }
+
+    /// Where events can be subscribed to.
+    pub(crate) fn event_lines(&self) -> tokio::sync::broadcast::Sender<Line> {
+        self.services.announcer.lines()
+    }
+
+    /// Takes events until it is told to end and all workers have ended.
+    pub(crate) async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        self.tell_status_line();
+        loop {
+            let deadline = tokio::time::Instant::from_std(self.deadline());
+            let event = tokio::select! {
+                event = events.recv() => event,
+                () = tokio::time::sleep_until(deadline) => None,
+            };
+            let now = Instant::now();
+            if now >= self.tick_at {
+                // Before anything else: no deadline may be judged while it is not known whether we were there.
+                self.tick(now);
+            }
+            if let Some(event) = event {
+                self.handle(event, now);
+            }
+            self.drive_due(now);
+            self.settle(now);
+            if self.services.is_stopping && self.is_at_end(now) {
+                break;
+            }
+        }
+        self.clean_up();
+    }
+
+    fn handle(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Call(call) => self.call(call, now),
+            Event::WorkerConnected(connected) => {
+                let id = connected.hello.endpoint.clone();
+                match self.endpoints.get_mut(&id) {
+                    Some(managed) => {
+                        managed.connected(connected, &mut self.services, now);
+                        managed.drive(&mut self.services, now);
+                    }
+                    None => warn!(endpoint = %id, worker_pid = connected.hello.identity.pid, "a worker of an unknown endpoint was sent away"),
+                }
+            }
+            Event::WorkerMessage { worker, connection, message } => {
+                if let Some(managed) = self.endpoints.get_mut(&worker.endpoint) {
+                    managed.message(worker.generation, connection, message, &mut self.services, now);
+                    managed.drive(&mut self.services, now);
+                }
+            }
+            Event::WorkerDisconnected { worker, connection } => {
+                if let Some(managed) = self.endpoints.get_mut(&worker.endpoint) {
+                    managed.disconnected(worker.generation, connection);
+                }
+            }
+            Event::WorkerEnded { worker, exit } => {
+                if let Some(managed) = self.endpoints.get_mut(&worker.endpoint) {
+                    managed.ended(worker.generation, exit, &mut self.services, now);
+                    managed.drive(&mut self.services, now);
+                }
+            }
+            Event::Probed { worker, result } => {
+                let is_awaited = self.waiters.iter().any(|waiter| waiter.endpoint == worker.endpoint);
+                if let Some(managed) = self.endpoints.get_mut(&worker.endpoint) {
+                    let is_healthy = managed.probed(worker.generation, &result, is_awaited, now);
+                    managed.drive(&mut self.services, now);
+                    if is_healthy {
+                        self.answer_waiters(&worker.endpoint);
+                    }
+                }
+            }
+            Event::SettingsTouched => {
+                self.reload_at.get_or_insert(now + SETTLE);
+            }
+            Event::Signal(Signal::Reload) => self.reload(now),
+            Event::Signal(Signal::Stop) => self.stop(now),
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let late = now.saturating_duration_since(self.tick_at);
+        self.tick_at = now + TICK;
+        if late > LATE_TICK {
+            warn!(elapsed_ms = u64::try_from(late.as_millis()).unwrap_or(u64::MAX), "we were stopped for a while; nobody is blamed for the silence");
+            self.endpoints.values_mut().for_each(|managed| managed.late(now, late));
+        }
+        if let Some(watchdog) = self.watchdog.as_mut().filter(|watchdog| now >= watchdog.due_at) {
+            watchdog.due_at = now + watchdog.interval.saturating_sub(TICK);
+            systemd::notify(&[NotifyState::Watchdog]);
+        }
+        if now >= self.housekeeping_at {
+            self.housekeeping_at = now + HOUSEKEEPING_INTERVAL;
+            self.keep_house(now);
+        }
+    }
+
+    fn keep_house(&mut self, now: Instant) {
+        let pids: Vec<u32> = self.endpoints.values().flat_map(Managed::worker_pids).collect();
+        self.memory.sample(&pids);
+        for (id, managed) in &mut self.endpoints {
+            managed.set_memory(|pid| self.memory.bytes(pid));
+            let path = self.services.paths.worker_log(id);
+            if let Err(error) = log::rotate_shared(&path, &self.services.log_limits) {
+                warn!(path = %path.display(), %error, "a log cannot be put aside");
+            }
+        }
+        if self.configuration.is_outdated(&self.services.paths) {
+            self.reload_at.get_or_insert(now);
+        }
+    }
+
+    /// When to wake up, if nothing happens before.
+    fn deadline(&self) -> Instant {
+        let endpoints = self.endpoints.values().filter_map(Managed::deadline);
+        let waiters = self.waiters.iter().map(|waiter| waiter.deadline);
+        endpoints.chain(waiters).chain(self.reload_at).chain(self.give_up_at).fold(self.tick_at, Instant::min)
+    }
+
+    fn drive_due(&mut self, now: Instant) {
+        for managed in self.endpoints.values_mut() {
+            if managed.deadline().is_some_and(|deadline| now >= deadline) {
+                managed.drive(&mut self.services, now);
+            }
+        }
+        if self.reload_at.is_some_and(|at| now >= at) {
+            self.reload_at = None;
+            if self.configuration.is_outdated(&self.services.paths) {
+                self.reload(now);
+            }
+        }
+    }
+
+    fn drive_all(&mut self, now: Instant) {
+        for managed in self.endpoints.values_mut() {
+            managed.drive(&mut self.services, now);
+        }
+    }
+
+    /// What follows from whatever has just happened.
+    fn settle(&mut self, now: Instant) {
+        self.endpoints.retain(|_, managed| managed.is_listed() || !managed.is_idle());
+        self.send_waiters_away(now);
+        if std::mem::take(&mut self.services.registry_is_outdated) {
+            let workers = self.endpoints.values().flat_map(Managed::registry_entries).collect();
+            let registry = Registry::new(self.services.own.clone(), workers);
+            if let Err(error) = registry.store(&self.services.paths.registry()) {
+                error!(%error, "the registry cannot be written");
+            }
+            self.tell_status_line();
+        }
+    }
+
+    /// Reads the settings again and lets every endpoint follow.
+    fn reload(&mut self, now: Instant) {
+        let problem_before = self.configuration.problem.clone();
+        let is_good = self.configuration.reload(&self.services.paths);
+        if self.configuration.problem != problem_before || is_good {
+            self.tell_settings();
+        }
+        if !is_good {
+            return;
+        }
+        let settings = &self.configuration.settings;
+        self.services.settings = settings.daemon.clone();
+        self.services.log_limits.set(&settings.daemon);
+        self.services.default_endpoint = settings.default_endpoint().cloned();
+        for managed in self.endpoints.values_mut() {
+            managed.set_limits(&self.services);
+        }
+        let plan = self.configuration.plan();
+        for difference in differences(&self.plan, &plan) {
+            let (id, kind, what) = match &difference {
+                Difference::Added(id) => (id, "endpoint.added", "added"),
+                Difference::Changed(id) => (id, "endpoint.changed", "changed"),
+                Difference::Removed(id) => (id, "endpoint.removed", "removed"),
+            };
+            info!(endpoint = %id, what, "settings");
+            self.services.announcer.tell(kind, Some(id), format!("the endpoint `{id}` was {what}"), Value::Null);
+            let planned = plan.iter().find(|planned| planned.settings.id == *id);
+            match (self.endpoints.get_mut(id), planned) {
+                (Some(managed), planned) => managed.replan(planned.cloned(), &self.services),
+                (None, Some(planned)) => {
+                    let managed = Managed::new(id.clone(), planned.clone(), &self.services);
+                    self.endpoints.insert(id.clone(), managed);
+                }
+                (None, None) => {}
+            }
+        }
+        self.plan = plan;
+        self.drive_all(now);
+    }
+
+    fn tell_settings(&mut self) {
+        let path = self.services.paths.settings();
+        match &self.configuration.problem {
+            None => {
+                info!(path = %path.display(), endpoints = self.configuration.settings.endpoint.len(), "settings loaded");
+                self.services.announcer.tell("settings.loaded", None, "the settings were loaded".to_owned(), Value::Null);
+            }
+            Some(problem) => {
+                error!(problem = problem.message, hint = problem.hint, "settings refused, the last good ones stay in force");
+                let message = format!("the settings cannot be used: {}", problem.message);
+                self.services.announcer.tell("settings.refused", None, message, json!(problem));
+            }
+        }
+    }
+
+    /// Tells the service manager how many endpoints work.
+    fn tell_status_line(&mut self) {
+        let listed = self.plan.iter().filter_map(|planned| self.endpoints.get(&planned.settings.id));
+        let states: Vec<EndpointState> = listed.map(|managed| managed.state(&self.services).0).collect();
+        let n_wanted = states.iter().filter(|state| !matches!(state, EndpointState::Disabled | EndpointState::Stopped)).count();
+        let n_running = states.iter().filter(|state| **state == EndpointState::Running).count();
+        let line = match (self.services.is_stopping, &self.configuration.problem) {
+            (true, _) => "stopping".to_owned(),
+            (false, None) => format!("{n_running} of {n_wanted} endpoints work"),
+            (false, Some(problem)) => format!("{n_running} of {n_wanted} endpoints work; settings: {}", problem.message),
+        };
+        if line != self.status_line {
+            systemd::notify(&[NotifyState::Status(&line)]);
+            self.status_line = line;
+        }
+    }
+
+    /// Begins to end; told twice, ends at once.
+    fn stop(&mut self, now: Instant) {
+        if self.services.is_stopping {
+            warn!("told to end again, killing the workers");
+            self.endpoints.values_mut().for_each(Managed::kill_all);
+            return;
+        }
+        let within = self.services.stop_within() + DRAIN_SLACK + TERMINATE_WITHIN + STOP_SLACK;
+        info!(within_s = within.as_secs(), "stopping");
+        self.services.is_stopping = true;
+        self.give_up_at = Some(now + within);
+        let extend_us = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);
+        systemd::notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(extend_us)]);
+        self.services.announcer.tell("daemon.stopping", None, "the supervisor ends".to_owned(), Value::Null);
+        self.drive_all(now);
+    }
+
+    fn is_at_end(&self, now: Instant) -> bool {
+        if self.endpoints.values().all(Managed::is_idle) {
+            return true;
+        }
+        let gives_up = self.give_up_at.is_some_and(|at| now >= at);
+        if gives_up {
+            error!("some workers cannot be ended, leaving them to the next start");
+        }
+        gives_up
+    }
+
+    fn clean_up(&self) {
+        if self.endpoints.values().all(Managed::is_idle) {
+            let path = self.services.paths.registry();
+            if let Err(error) = std::fs::remove_file(&path) {
+                debug!(%error, "no registry to remove");
+            }
+        }
+        info!("stopped");
+    }
+}

@@ -1,0 +1,819 @@
+//! One endpoint: its listener, its workers, and what answers in their place.
+//!
+//! [`Lifecycle`] decides; this carries it out. [`Managed::drive`] brings the endpoint from where it is to where the
+//! settings, the person and the circumstances want it, and may be called at any time: it does what is due and no more.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use codex_control::EndpointId;
+use codex_control::endpoint::Endpoint;
+use codex_control::ipc::{self, Assignment, Counters, FromWorker, Hello, Problem, RequestOutcome, RequestReport, ToWorker};
+use codex_control::process::Process;
+use codex_control::report;
+use codex_control::rpc::{EndpointDetail, EndpointState, EndpointStatus};
+use codex_control::settings::Port;
+use rustix::net::{AddressFamily, sockopt};
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tracing::{debug, error, info, warn};
+
+use super::services::Services;
+use crate::clock::unix_ms;
+use crate::configuration::Planned;
+use crate::event::{Connected, Event, WorkerId};
+use crate::lifecycle::{Command, HANDOVER_WITHIN, KillReason, Lifecycle, Phase, Wanted};
+use crate::ports::{self, BindError};
+use crate::probe::{self, ProbeError};
+use crate::registry::{WorkerEntry, fingerprint};
+use crate::stand_in::StandIn;
+use crate::worker::{self, Launch};
+
+/// Time between two tries at what only somebody else can mend: a port that is taken, a program that is missing.
+const RETRY_INTERVAL: Duration = Duration::from_secs(3);
+/// Tries at a taken port after which its holder is looked up again; each look walks through all of `/proc`.
+const HOLDER_LOOKUP_TRIES: u32 = 20;
+/// While somebody waits for an endpoint's health, a failed probe is repeated after this.
+const PROBE_PAUSE: Duration = Duration::from_millis(200);
+
+/// See the module.
+pub(super) struct Managed {
+    id: EndpointId,
+    planned: Planned,
+    /// Whether it stands in the settings; if not, it only waits for its workers to end.
+    is_listed: bool,
+    lifecycle: Lifecycle,
+    listener: Option<TcpListener>,
+    address: Option<SocketAddr>,
+    port_trouble: Option<PortTrouble>,
+    program_problem: Option<Problem>,
+    stand_in: Option<StandIn>,
+    workers: BTreeMap<u64, Worker>,
+    last_exit: Option<String>,
+    healthy_at_ms: Option<u64>,
+    counters: Counters,
+    announced: Option<(EndpointState, Option<Problem>)>,
+}
+
+/// A port that cannot be had.
+struct PortTrouble {
+    problem: Problem,
+    retry_at: Instant,
+    tries: u32,
+}
+
+struct Worker {
+    process: Process,
+    address: SocketAddr,
+    started_at: Instant,
+    started_at_ms: u64,
+    /// What it is to serve; unknown for the worker of an earlier supervisor.
+    endpoint: Option<Endpoint>,
+    fingerprint: String,
+    connection: Option<Connection>,
+    problem: Option<Problem>,
+    memory_bytes: Option<u64>,
+    killed: Option<KillReason>,
+}
+
+struct Connection {
+    number: u64,
+    outbox: mpsc::Sender<ToWorker>,
+}
+
+impl Managed {
+    pub(super) fn new(id: EndpointId, planned: Planned, services: &Services) -> Self {
+        let mut seed = [0; 8];
+        // Without random numbers all endpoints share their jitter, which is all the jitter is for.
+        let _ = getrandom::fill(&mut seed);
+        Self {
+            lifecycle: Lifecycle::new(services.limits(), u64::from_le_bytes(seed)),
+            id,
+            planned,
+            is_listed: true,
+            listener: None,
+            address: None,
+            port_trouble: None,
+            program_problem: None,
+            stand_in: None,
+            workers: BTreeMap::new(),
+            last_exit: None,
+            healthy_at_ms: None,
+            counters: Counters::default(),
+            announced: None,
+        }
+    }
+
+    /// Takes a listener that an earlier run of ours had stored with the service manager.
+    pub(super) fn inherit(&mut self, listener: TcpListener) {
+        match listener.local_addr() {
+            Ok(address) => {
+                self.address = Some(address);
+                self.listener = Some(listener);
+            }
+            Err(error) => warn!(endpoint = %self.id, %error, "a stored listener cannot be used"),
+        }
+    }
+
+    /// A worker of an earlier supervisor lives: it is `entry`, held by `process`.
+    pub(super) fn add_orphan(&mut self, now: Instant, entry: &WorkerEntry, process: Process, services: &mut Services) {
+        let worker = WorkerId { endpoint: self.id.clone(), generation: entry.generation };
+        if let Err(error) = worker::watch(worker, &process, None, services.queue.clone()) {
+            warn!(endpoint = %self.id, worker_pid = entry.identity.pid, %error, "a worker that cannot be watched was killed");
+            return;
+        }
+        info!(endpoint = %self.id, worker_pid = entry.identity.pid, generation = entry.generation, "a worker of an earlier supervisor lives");
+        self.lifecycle.orphan(now, entry.generation, entry.leaving);
+        self.workers.insert(
+            entry.generation,
+            Worker {
+                process,
+                address: entry.address,
+                started_at: now,
+                started_at_ms: entry.started_at_ms,
+                endpoint: None,
+                fingerprint: entry.fingerprint.clone(),
+                connection: None,
+                problem: None,
+                memory_bytes: None,
+                killed: None,
+            },
+        );
+        services.registry_is_outdated = true;
+    }
+
+    /// The settings say something else about it now; `None`: they do not name it any more.
+    pub(super) fn replan(&mut self, planned: Option<Planned>, services: &Services) {
+        self.lifecycle.set_limits(services.limits());
+        self.is_listed = planned.is_some();
+        let Some(planned) = planned else { return };
+        if planned.resolved != self.planned.resolved {
+            self.lifecycle.change();
+        } else if planned.settings != self.planned.settings {
+            self.lifecycle.revive();
+        }
+        if planned.settings.port != self.planned.settings.port {
+            self.port_trouble = None; // another port deserves a try at once
+        }
+        self.planned = planned;
+    }
+
+    /// Takes over changed limits.
+    pub(super) fn set_limits(&mut self, services: &Services) {
+        self.lifecycle.set_limits(services.limits());
+    }
+
+    /// Whether it stands in the settings.
+    pub(super) fn is_listed(&self) -> bool {
+        self.is_listed
+    }
+
+    /// Whether nothing is left of it that has to be waited for.
+    pub(super) fn is_idle(&self) -> bool {
+        self.lifecycle.is_empty()
+    }
+
+    /// Whether the settings let it run.
+    pub(super) fn is_enabled(&self) -> bool {
+        self.planned.settings.enabled
+    }
+
+    /// The person wants it to work, now: what failed before is tried again at once.
+    pub(super) fn revive(&mut self) {
+        self.lifecycle.revive();
+        self.port_trouble = None;
+    }
+
+    /// The person wants another worker. The present one serves until it is there.
+    pub(super) fn replace_worker(&mut self) {
+        self.lifecycle.change();
+        self.port_trouble = None;
+    }
+
+    /// Somebody waits for its health.
+    pub(super) fn probe_soon(&mut self, now: Instant) {
+        self.lifecycle.probe_soon(now);
+    }
+
+    /// When to drive it again, if nothing happens before.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        [self.lifecycle.deadline(), self.port_trouble.as_ref().map(|trouble| trouble.retry_at)].into_iter().flatten().min()
+    }
+
+    /// We ourselves were stopped for `late`.
+    pub(super) fn late(&mut self, now: Instant, late: Duration) {
+        self.lifecycle.late(now, late);
+    }
+
+    /// Does everything that is due.
+    pub(super) fn drive(&mut self, services: &mut Services, now: Instant) {
+        self.settle_listener(services, now);
+        self.lifecycle.want(self.wanted(services));
+        while let Some(command) = self.lifecycle.poll(now) {
+            self.carry_out(command, services, now);
+        }
+        self.settle_stand_in(services);
+        self.announce_state(services);
+    }
+
+    fn should_listen(&self, services: &Services) -> bool {
+        self.is_listed && self.is_enabled() && !services.is_stopping
+    }
+
+    fn wanted(&self, services: &Services) -> Wanted {
+        if !self.should_listen(services) || services.stopped.contains(&self.id) {
+            return Wanted::Rest { within: services.stop_within() };
+        }
+        let can_serve = self.listener.is_some() || self.lifecycle.is_unresolved();
+        if self.planned.resolved.is_err() || !can_serve {
+            // Nobody has asked for an end: what runs may finish.
+            return Wanted::Rest { within: HANDOVER_WITHIN };
+        }
+        Wanted::Serve
+    }
+
+    fn settle_listener(&mut self, services: &mut Services, now: Instant) {
+        if !self.should_listen(services) {
+            // While we end, a stored listener stays stored: the next start takes it back, with all who wait there.
+            if self.listener.take().is_some() && !services.is_stopping {
+                services.store.forget(&self.id);
+            }
+            self.address = None;
+            self.port_trouble = None;
+            return;
+        }
+        let port = self.planned.settings.port;
+        match (self.address, services.ports.decided(&self.id, port)) {
+            (Some(address), Some(decided)) if address.port() == decided => {
+                self.port_trouble = None;
+                return;
+            }
+            (Some(address), None) => {
+                // It listens already and any port will do: this one.
+                if let Err(error) = services.ports.remember(&self.id, address.port()) {
+                    warn!(endpoint = %self.id, %error, "the port cannot be remembered");
+                }
+                self.port_trouble = None;
+                return;
+            }
+            // The worker of an earlier supervisor has the listener and is about to hand it over.
+            (None, _) if self.lifecycle.is_unresolved() => return,
+            _ => {}
+        }
+        if self.port_trouble.as_ref().is_some_and(|trouble| now < trouble.retry_at) {
+            return;
+        }
+        let bound = services.ports.listen(&self.id, port).and_then(|listener| match listener.local_addr() {
+            Ok(address) => Ok((listener, address)),
+            Err(source) => Err(BindError::Refused { port: 0, source }),
+        });
+        match bound {
+            Ok((listener, address)) => {
+                info!(endpoint = %self.id, %address, "listening");
+                if self.listener.is_some() {
+                    self.lifecycle.change(); // the present worker serves the old one
+                    self.stand_in = None;
+                    services.store.forget(&self.id);
+                }
+                services.store.keep(&self.id, &listener);
+                self.listener = Some(listener);
+                self.address = Some(address);
+                self.port_trouble = None;
+            }
+            Err(error) => {
+                let tries = self.port_trouble.as_ref().map_or(0, |trouble| trouble.tries);
+                let problem = match &self.port_trouble {
+                    Some(trouble) if tries % HOLDER_LOOKUP_TRIES != 0 => trouble.problem.clone(),
+                    _ => self.describe_port(&error, port),
+                };
+                if tries == 0 {
+                    error!(endpoint = %self.id, problem = problem.message, "no listener");
+                }
+                self.port_trouble = Some(PortTrouble { problem, retry_at: now + RETRY_INTERVAL, tries: tries + 1 });
+            }
+        }
+    }
+
+    fn describe_port(&self, error: &BindError, port: Port) -> Problem {
+        let id = &self.id;
+        let other_port = match port {
+            Port::Fixed(_) => format!("`codexctl endpoint set {id} port auto`"),
+            Port::Auto => format!("`codexctl endpoint set {id} port NUMBER`"),
+        };
+        match error {
+            BindError::Taken(number) => {
+                let (holder, remedy) = match ports::holder(*number) {
+                    Some(holder) => {
+                        (format!("is held by pid {} (`{}`)", holder.pid, holder.program), "stop that process".to_owned())
+                    }
+                    None => ("is held by another process".to_owned(), format!("find it with `ss -ltnp sport = :{number}`")),
+                };
+                Problem {
+                    message: format!("endpoint `{id}` cannot start: port {number} {holder}"),
+                    hint: Some(format!("{remedy}, or run {other_port}")),
+                }
+            }
+            BindError::Refused { .. } | BindError::Remember(_) => Problem {
+                message: format!("endpoint `{id}` cannot start: {}", report::chain(error)),
+                hint: Some(format!("choose another port with {other_port}")),
+            },
+        }
+    }
+
+    fn carry_out(&mut self, command: Command, services: &mut Services, now: Instant) {
+        match command {
+            Command::Spawn { generation } => self.spawn(generation, services, now),
+            Command::Drain { generation, within } => {
+                services.registry_is_outdated = true;
+                self.drain(generation, within);
+            }
+            Command::Terminate { generation } => {
+                info!(endpoint = %self.id, generation, "a worker has not ended in time, sending TERM");
+                self.signal(generation, Signal::TERM);
+            }
+            Command::Kill { generation, because } => {
+                services.registry_is_outdated = true;
+                let worker_pid = self.workers.get(&generation).map(|worker| worker.process.identity().pid);
+                warn!(endpoint = %self.id, generation, worker_pid, because = because.text(), "killing a worker");
+                let message = format!("the worker of `{}` was killed: {}", self.id, because.text());
+                services.announcer.tell("worker.killed", Some(&self.id), message, json!({ "generation": generation, "pid": worker_pid }));
+                if let Some(worker) = self.workers.get_mut(&generation) {
+                    worker.killed = Some(because);
+                }
+                self.signal(generation, Signal::KILL);
+            }
+            Command::Probe { generation } => {
+                let Some(address) = self.address else { return };
+                let worker = WorkerId { endpoint: self.id.clone(), generation };
+                let timeout = Duration::from_secs(services.settings.health_timeout_s);
+                let queue = services.queue.clone();
+                // The task ends at `timeout` at the latest.
+                tokio::spawn(async move {
+                    let result = probe::probe(address, timeout).await;
+                    let _ = queue.send(Event::Probed { worker, result }).await; // fails only when the owner has ended
+                });
+            }
+        }
+    }
+
+    fn spawn(&mut self, generation: u64, services: &mut Services, now: Instant) {
+        let (Some(listener), Some(address), Ok(endpoint)) = (&self.listener, self.address, &self.planned.resolved) else {
+            // `wanted` asks for a worker only when all three are there.
+            return self.lifecycle.unspawned(generation, now + RETRY_INTERVAL);
+        };
+        if let Err(problem) = check_program(&services.worker_program) {
+            if self.program_problem.is_none() {
+                error!(endpoint = %self.id, problem = problem.message, "no worker program");
+            }
+            self.program_problem = Some(problem);
+            return self.lifecycle.unspawned(generation, now + RETRY_INTERVAL);
+        }
+        self.program_problem = None;
+        // Before the worker is there, so that nothing more is taken away from it.
+        self.stand_in = None;
+        let worker = WorkerId { endpoint: self.id.clone(), generation };
+        let started = worker::start(&Launch {
+            program: &services.worker_program,
+            worker: &worker,
+            listener,
+            log: &services.paths.worker_log(&self.id),
+            socket: &services.paths.worker_socket(),
+            environment: &services.environment,
+            credential: &endpoint.credential,
+        });
+        let watched = started.and_then(|(child, process)| {
+            worker::watch(worker, &process, Some(child), services.queue.clone()).map(|()| process)
+        });
+        let process = match watched {
+            Ok(process) => process,
+            Err(error) => {
+                error!(endpoint = %self.id, generation, %error, "a worker cannot be started");
+                self.last_exit = Some(format!("it could not be started: {error}"));
+                self.lifecycle.ended(now, generation);
+                return;
+            }
+        };
+        let worker_pid = process.identity().pid;
+        info!(endpoint = %self.id, worker_pid, generation, "worker started");
+        self.workers.insert(
+            generation,
+            Worker {
+                process,
+                address,
+                started_at: now,
+                started_at_ms: unix_ms(),
+                fingerprint: self.fingerprint_of(endpoint, services),
+                endpoint: Some(endpoint.clone()),
+                connection: None,
+                problem: None,
+                memory_bytes: None,
+                killed: None,
+            },
+        );
+        services.registry_is_outdated = true;
+        let message = format!("a worker of `{}` was started", self.id);
+        services.announcer.tell("worker.started", Some(&self.id), message, json!({ "generation": generation, "pid": worker_pid }));
+    }
+
+    fn fingerprint_of(&self, endpoint: &Endpoint, services: &Services) -> String {
+        fingerprint(&(endpoint, &services.own.build, self.address))
+    }
+
+    fn drain(&mut self, generation: u64, within: Duration) {
+        info!(endpoint = %self.id, generation, within_s = within.as_secs(), "a worker is to end");
+        let deadline_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        let told = self
+            .workers
+            .get(&generation)
+            .and_then(|worker| worker.connection.as_ref())
+            .is_some_and(|connection| connection.outbox.try_send(ToWorker::Drain { deadline_ms }).is_ok());
+        if !told {
+            // It has not dialled in yet, or does not read: TERM means the same to it.
+            self.signal(generation, Signal::TERM);
+        }
+    }
+
+    fn signal(&self, generation: u64, signal: Signal) {
+        let Some(worker) = self.workers.get(&generation) else { return };
+        match worker.process.signal(signal) {
+            Ok(true) => {}
+            Ok(false) => debug!(endpoint = %self.id, generation, "a worker ended before it was signalled"),
+            Err(error) => error!(endpoint = %self.id, generation, %error, "a worker cannot be signalled"),
+        }
+    }
+
+    /// Kills every worker, ready or not.
+    pub(super) fn kill_all(&mut self) {
+        for worker in self.workers.values() {
+            warn!(endpoint = %self.id, worker_pid = worker.process.identity().pid, "killing a worker: no more time");
+            // One that has ended already is what this is for.
+            let _ = worker.process.signal(Signal::KILL);
+        }
+    }
+
+    /// A process says that it is one of our workers.
+    pub(super) fn connected(&mut self, connected: Connected, services: &mut Services, now: Instant) {
+        let Connected { hello, peer_pid, listener, connection, outbox } = connected;
+        let (generation, worker_pid) = (hello.generation, hello.identity.pid);
+        let is_ours = self.workers.get(&generation).is_some_and(|worker| {
+            *worker.process.identity() == hello.identity && peer_pid.is_none_or(|pid| pid == hello.identity.pid)
+        });
+        if !is_ours {
+            warn!(endpoint = %self.id, worker_pid, generation, "an unknown process says it is a worker");
+            return;
+        }
+        if hello.version != ipc::VERSION {
+            error!(endpoint = %self.id, worker_pid, version = hello.version, "the worker program is of another version; install both programs together");
+            self.last_exit = Some("it is of another version than the supervisor".to_owned());
+            self.signal(generation, Signal::TERM);
+            return;
+        }
+        if hello.build != services.own.build {
+            info!(endpoint = %self.id, worker_pid, build = hello.build, "a worker of another build");
+        }
+        let is_leaving = self.lifecycle.is_leaving(generation);
+        let is_orphan = self.lifecycle.is_orphan(generation);
+        self.lifecycle.heard(now, generation);
+        let Some(worker) = self.workers.get_mut(&generation) else { return };
+        worker.connection = Some(Connection { number: connection, outbox: outbox.clone() });
+        if is_leaving {
+            self.drain(generation, self.lifecycle.time_left(now, generation));
+        } else if is_orphan {
+            self.adopt(&hello, listener, services, now);
+        } else if hello.serving.is_some() {
+            self.lifecycle.ready(now, generation); // it had been told what to serve before its connection broke
+        } else if let Some(endpoint) = &worker.endpoint {
+            let assignment = Assignment {
+                endpoint: endpoint.clone(),
+                token_file: services.paths.token(&self.id),
+                credential_file: services.paths.credential(&self.id),
+                seal_key_file: services.paths.seal_key(),
+                models_cache_file: services.paths.models_cache(&self.id),
+                config_folder: services.paths.config_folder().to_owned(),
+            };
+            if outbox.try_send(ToWorker::Assignment(Box::new(assignment))).is_err() {
+                warn!(endpoint = %self.id, worker_pid, "a worker went away before it was told what to serve");
+            }
+        }
+    }
+
+    /// Takes over a worker of an earlier supervisor, with the listener it serves.
+    fn adopt(&mut self, hello: &Hello, listener: Option<OwnedFd>, services: &mut Services, now: Instant) {
+        let (generation, worker_pid) = (hello.generation, hello.identity.pid);
+        let brought = listener.and_then(listening).filter(|(_, address)| Some(*address) == hello.serving);
+        match (brought, self.address) {
+            (_, Some(own)) if Some(own) == hello.serving => {} // we have the listener already
+            (Some((listener, address)), None) => {
+                services.store.keep(&self.id, &listener);
+                self.listener = Some(listener);
+                self.address = Some(address);
+            }
+            _ => {
+                warn!(endpoint = %self.id, worker_pid, generation, "a worker serves no listener that can be taken over, ending it");
+                self.signal(generation, Signal::TERM);
+                return;
+            }
+        }
+        let fits = match &self.planned.resolved {
+            Ok(endpoint) => {
+                hello.build == services.own.build
+                    && self.workers.get(&generation).is_some_and(|worker| worker.fingerprint == self.fingerprint_of(endpoint, services))
+            }
+            Err(_) => false,
+        };
+        info!(endpoint = %self.id, worker_pid, generation, fits, "adopted a worker");
+        self.lifecycle.adopted(now, generation, fits);
+        services.registry_is_outdated = true;
+        let message = format!("the running worker of `{}` was taken over", self.id);
+        services.announcer.tell("worker.adopted", Some(&self.id), message, json!({ "generation": generation, "pid": worker_pid }));
+    }
+
+    /// A worker's connection has ended; it dials again by itself, or is missed by its heartbeats.
+    pub(super) fn disconnected(&mut self, generation: u64, connection: u64) {
+        if let Some(worker) = self.workers.get_mut(&generation)
+            && worker.connection.as_ref().is_some_and(|current| current.number == connection)
+        {
+            debug!(endpoint = %self.id, generation, "a worker's connection has ended");
+            worker.connection = None;
+        }
+    }
+
+    /// A worker has said something.
+    pub(super) fn message(&mut self, generation: u64, connection: u64, message: FromWorker, services: &mut Services, now: Instant) {
+        let is_current = self.lifecycle.current() == Some(generation);
+        let Some(worker) = self.workers.get_mut(&generation) else { return };
+        if worker.connection.as_ref().is_none_or(|current| current.number != connection) {
+            return; // of a connection that was not accepted
+        }
+        self.lifecycle.heard(now, generation);
+        match message {
+            FromWorker::Ready { address } => {
+                let elapsed_ms = u64::try_from(now.duration_since(worker.started_at).as_millis()).unwrap_or(u64::MAX);
+                info!(endpoint = %self.id, worker_pid = worker.process.identity().pid, generation, %address, elapsed_ms, "serving");
+                if address != worker.address {
+                    warn!(endpoint = %self.id, %address, "a worker serves another address than it was given");
+                }
+                self.lifecycle.ready(now, generation);
+            }
+            FromWorker::Heartbeat(counters) => {
+                if is_current {
+                    self.counters = counters;
+                }
+            }
+            FromWorker::Finished(report) => finished(&self.id, &report, services),
+            FromWorker::Problem(problem) => {
+                if worker.problem != problem {
+                    match &problem {
+                        Some(problem) => warn!(endpoint = %self.id, problem = problem.message, "the endpoint cannot work as it is set up"),
+                        None => info!(endpoint = %self.id, "the endpoint can work again"),
+                    }
+                    worker.problem = problem;
+                }
+            }
+            FromWorker::Drained => debug!(endpoint = %self.id, generation, "a worker has ended its answers"),
+            FromWorker::Hello(_) => warn!(endpoint = %self.id, generation, "a worker says Hello twice"),
+        }
+    }
+
+    /// A worker's process has ended.
+    pub(super) fn ended(&mut self, generation: u64, exit: String, services: &mut Services, now: Instant) {
+        let Some(worker) = self.workers.remove(&generation) else { return };
+        services.registry_is_outdated = true;
+        let worker_pid = worker.process.identity().pid;
+        let unexpected = self.lifecycle.ended(now, generation);
+        let exit = match worker.killed {
+            Some(because) => format!("{exit}, {}", because.text()),
+            None => exit,
+        };
+        if unexpected {
+            warn!(endpoint = %self.id, worker_pid, generation, exit, "a worker ended unexpectedly");
+        } else {
+            info!(endpoint = %self.id, worker_pid, generation, exit, "a worker ended");
+        }
+        let message = format!("a worker of `{}` ended: {exit}", self.id);
+        let detail = json!({ "generation": generation, "pid": worker_pid, "exit": exit, "unexpected": unexpected });
+        services.announcer.tell("worker.ended", Some(&self.id), message, detail);
+        if unexpected || worker.killed.is_some_and(|because| because != KillReason::Lingering) {
+            self.last_exit = Some(exit);
+        }
+    }
+
+    /// A probe has an answer. Says whether it is a good one about the worker that serves. `is_awaited`: somebody waits
+    /// for a good one.
+    pub(super) fn probed(&mut self, generation: u64, result: &Result<(), ProbeError>, is_awaited: bool, now: Instant) -> bool {
+        let is_serving = self.lifecycle.serving() == Some(generation);
+        let replaces = self.lifecycle.probed(now, generation, result.is_ok());
+        match result {
+            Ok(()) if is_serving => self.healthy_at_ms = Some(unix_ms()),
+            Err(error) if is_serving => {
+                warn!(endpoint = %self.id, generation, error = report::chain(error), "a health probe failed");
+                if replaces {
+                    self.last_exit = Some(format!("it failed its health probes: {}", report::chain(error)));
+                }
+            }
+            _ => {}
+        }
+        if is_awaited && result.is_err() {
+            self.lifecycle.probe_soon(now + PROBE_PAUSE);
+        }
+        is_serving && result.is_ok()
+    }
+
+    fn settle_stand_in(&mut self, services: &Services) {
+        let sentence = match (self.state(services), self.lifecycle.current()) {
+            ((EndpointState::Stopped, _), None) => {
+                Some(format!("codex-supervisor: the endpoint `{0}` is stopped; start it with `codexctl start {0}`", self.id))
+            }
+            ((EndpointState::Broken, Some(problem)), None) => Some(match problem.hint {
+                Some(hint) => format!("codex-supervisor: {}; {hint}", problem.message),
+                None => format!("codex-supervisor: {}", problem.message),
+            }),
+            _ => None,
+        };
+        let (Some(sentence), Some(listener)) = (sentence, &self.listener) else {
+            self.stand_in = None;
+            return;
+        };
+        if self.stand_in.as_ref().is_some_and(|present| present.sentence() == sentence) {
+            return;
+        }
+        match StandIn::start(listener, sentence) {
+            Ok(stand_in) => self.stand_in = Some(stand_in),
+            Err(error) => warn!(endpoint = %self.id, %error, "nobody can answer in place of a worker"),
+        }
+    }
+
+    /// What it does, and what keeps it from working.
+    pub(super) fn state(&self, services: &Services) -> (EndpointState, Option<Problem>) {
+        if !self.is_enabled() {
+            return (EndpointState::Disabled, None);
+        }
+        if services.stopped.contains(&self.id) {
+            return (EndpointState::Stopped, None);
+        }
+        if let Err(problem) = &self.planned.resolved {
+            return (EndpointState::Broken, Some(problem.clone()));
+        }
+        let port_problem = self.port_trouble.as_ref().map(|trouble| trouble.problem.clone());
+        let start_problem = port_problem.or_else(|| self.program_problem.clone());
+        let phase = self.lifecycle.phase();
+        if let Phase::Serving(generation) = phase {
+            let problem = self.workers.get(&generation).and_then(|worker| worker.problem.clone());
+            return match problem {
+                Some(problem) => (EndpointState::Broken, Some(problem)),
+                None => (EndpointState::Running, start_problem), // an earlier start serves on
+            };
+        }
+        let exhausted = (phase == Phase::Exhausted).then(|| self.exhausted());
+        if let Some(problem) = start_problem.or(exhausted) {
+            return (EndpointState::Broken, Some(problem));
+        }
+        let state = if self.lifecycle.is_recovering() { EndpointState::Restarting } else { EndpointState::Starting };
+        (state, None)
+    }
+
+    fn exhausted(&self) -> Problem {
+        let last = self.last_exit.as_deref().map(|exit| format!(", the last one: {exit}")).unwrap_or_default();
+        Problem {
+            message: format!("the worker of endpoint `{}` keeps ending{last}", self.id),
+            hint: Some(format!("`codexctl logs {0}` tells why; then `codexctl restart {0}`", self.id)),
+        }
+    }
+
+    fn announce_state(&mut self, services: &mut Services) {
+        if !self.is_listed || services.is_stopping {
+            return;
+        }
+        let (state, problem) = self.state(services);
+        if self.announced.as_ref().is_some_and(|announced| (announced.0, &announced.1) == (state, &problem)) {
+            return;
+        }
+        let name = serde_json::to_value(state).unwrap_or_default();
+        let mut message = format!("the endpoint `{}` is {}", self.id, name.as_str().unwrap_or_default());
+        if let Some(problem) = &problem {
+            message = format!("{message}: {}", problem.message);
+        }
+        let problem_message = problem.as_ref().map(|problem| problem.message.as_str());
+        info!(endpoint = %self.id, state = name.as_str(), problem = problem_message, "state");
+        let previous = self.announced.as_ref().map(|announced| announced.0);
+        let detail = json!({ "state": name, "previous": previous, "problem": problem });
+        services.announcer.tell("endpoint.state", Some(&self.id), message, detail);
+        self.announced = Some((state, problem));
+    }
+
+    /// For `daemon.status` and the like.
+    pub(super) fn status(&self, services: &Services) -> EndpointStatus {
+        let resolved = self.planned.resolved.as_ref().ok();
+        let settings = &self.planned.settings;
+        let worker = self.lifecycle.current().and_then(|generation| self.workers.get(&generation));
+        let (state, problem) = self.state(services);
+        EndpointStatus {
+            id: self.id.clone(),
+            name: resolved.map(|endpoint| endpoint.name.clone()).or(settings.name.clone()).unwrap_or_else(|| self.id.to_string()),
+            provider: settings.preset.clone().unwrap_or_else(|| "custom".to_owned()),
+            protocol: resolved.map(|endpoint| endpoint.protocol).or(settings.protocol),
+            base_url: resolved.map(|endpoint| endpoint.base_url.clone()).or(settings.base_url.clone()),
+            default_model: resolved.map_or(settings.default_model.clone(), |endpoint| endpoint.default_model.clone()),
+            is_default: services.default_endpoint.as_ref() == Some(&self.id),
+            state,
+            address: self.address,
+            worker_pid: worker.map(|worker| worker.process.identity().pid),
+            generation: self.lifecycle.current().unwrap_or(self.lifecycle.generation()),
+            restarts_total: self.lifecycle.restarts_total(),
+            last_exit: self.last_exit.clone(),
+            healthy_at_ms: self.healthy_at_ms,
+            memory_bytes: worker.and_then(|worker| worker.memory_bytes),
+            problem,
+            counters: self.counters.clone(),
+        }
+    }
+
+    /// For `endpoint.show`.
+    pub(super) fn detail(&self, services: &Services) -> EndpointDetail {
+        EndpointDetail { status: self.status(services), endpoint: self.planned.resolved.clone().ok() }
+    }
+
+    /// Its workers' part of the registry.
+    pub(super) fn registry_entries(&self) -> impl Iterator<Item = WorkerEntry> {
+        self.workers.iter().map(|(&generation, worker)| WorkerEntry {
+            endpoint: self.id.clone(),
+            generation,
+            identity: worker.process.identity().clone(),
+            address: worker.address,
+            started_at_ms: worker.started_at_ms,
+            leaving: self.lifecycle.is_leaving(generation),
+            fingerprint: worker.fingerprint.clone(),
+        })
+    }
+
+    /// Its workers' processes.
+    pub(super) fn worker_pids(&self) -> impl Iterator<Item = u32> {
+        self.workers.values().map(|worker| worker.process.identity().pid)
+    }
+
+    /// Takes over how much memory its workers use.
+    pub(super) fn set_memory(&mut self, memory_bytes: impl Fn(u32) -> Option<u64>) {
+        for worker in self.workers.values_mut() {
+            worker.memory_bytes = memory_bytes(worker.process.identity().pid);
+        }
+    }
+}
+
+/// Whether the worker program can be started at all.
+fn check_program(program: &Path) -> Result<(), Problem> {
+    let problem = |what: &str, hint: String| Problem {
+        message: format!("the worker program `{}` {what}", program.display()),
+        hint: Some(hint),
+    };
+    let reinstall = || "install codex-supervisor again; both programs belong in one folder".to_owned();
+    match std::fs::metadata(program) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(problem("is missing", reinstall())),
+        Err(error) => Err(problem(&format!("cannot be read: {error}"), reinstall())),
+        Ok(metadata) if !metadata.is_file() => Err(problem("is not a file", reinstall())),
+        Ok(metadata) if metadata.permissions().mode() & 0o111 == 0 => {
+            Err(problem("is not executable", format!("`chmod +x {}`", program.display())))
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
+/// The descriptor as a listener with its address, if it is a TCP socket that listens.
+fn listening(descriptor: OwnedFd) -> Option<(TcpListener, SocketAddr)> {
+    let is_tcp = sockopt::socket_domain(&descriptor).ok()? == AddressFamily::INET && sockopt::socket_acceptconn(&descriptor).ok()?;
+    let listener = is_tcp.then(|| TcpListener::from(descriptor))?;
+    let address = listener.local_addr().ok()?;
+    Some((listener, address))
+}
+
+/// One line in the log, and an event, for each request.
+fn finished(id: &EndpointId, report: &RequestReport, services: &mut Services) {
+    let RequestReport { request, model, status, attempts, elapsed_ms, .. } = report;
+    let outcome = match report.outcome {
+        RequestOutcome::Completed => "completed",
+        RequestOutcome::Incomplete => "incomplete",
+        RequestOutcome::Failed => "failed",
+        RequestOutcome::Cancelled => "cancelled",
+        RequestOutcome::Refused => "refused",
+    };
+    let (attempt, fault) = (attempts, report.failure.as_deref());
+    match report.outcome {
+        RequestOutcome::Completed | RequestOutcome::Cancelled => {
+            info!(endpoint = %id, request, model, status, attempt, elapsed_ms, outcome, "request finished");
+        }
+        RequestOutcome::Incomplete | RequestOutcome::Failed | RequestOutcome::Refused => {
+            warn!(endpoint = %id, request, model, status, attempt, elapsed_ms, outcome, fault, "request finished");
+        }
+    }
+    let message = match &report.message {
+        Some(message) => format!("a request to `{id}` {outcome}: {message}"),
+        None => format!("a request to `{id}` {outcome}"),
+    };
+    let detail = serde_json::to_value(report).unwrap_or_default();
+    services.announcer.tell("request.finished", Some(id), message, detail);
+}

@@ -1,0 +1,67 @@
+//! What endpoints need of the supervisor to do things.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use codex_control::EndpointId;
+use codex_control::environment::Environment;
+use codex_control::paths::Paths;
+use codex_control::settings::DaemonSettings;
+
+use crate::announce::Announcer;
+use crate::event::Queue;
+use crate::lifecycle::Limits;
+use crate::log::LogLimits;
+use crate::ports::Ports;
+use crate::registry::SupervisorEntry;
+use crate::stopped::Stopped;
+use crate::systemd::Store;
+
+/// Shared by all endpoints, used by one at a time.
+pub(super) struct Services {
+    /// Every path.
+    pub(super) paths: Paths,
+    /// The environment we were started with.
+    pub(super) environment: Environment,
+    /// The worker program.
+    pub(super) worker_program: PathBuf,
+    /// Who we are.
+    pub(super) own: SupervisorEntry,
+    /// Where tasks report.
+    pub(super) queue: Queue,
+    /// Who wants to know.
+    pub(super) announcer: Announcer,
+    /// The service manager's store of listeners.
+    pub(super) store: Store,
+    /// The endpoints' ports.
+    pub(super) ports: Ports,
+    /// What the person has stopped.
+    pub(super) stopped: Stopped,
+    /// The `[daemon]` settings in force.
+    pub(super) settings: DaemonSettings,
+    /// The same, for open logs.
+    pub(super) log_limits: Arc<LogLimits>,
+    /// The endpoint used when a command names none.
+    pub(super) default_endpoint: Option<EndpointId>,
+    /// Whether we are ending.
+    pub(super) is_stopping: bool,
+    /// Whether the registry's file says something else than is true.
+    pub(super) registry_is_outdated: bool,
+}
+
+impl Services {
+    /// The settings as a lifecycle knows them.
+    pub(super) fn limits(&self) -> Limits {
+        Limits {
+            restart_pause_max: Duration::from_secs(self.settings.restart_backoff_max_s),
+            health_interval: Duration::from_secs(self.settings.health_interval_s),
+            health_failures_max: self.settings.health_failures_max,
+        }
+    }
+
+    /// Time a worker has for its running answers when it is stopped.
+    pub(super) fn stop_within(&self) -> Duration {
+        Duration::from_secs(self.settings.stop_timeout_s)
+    }
+}

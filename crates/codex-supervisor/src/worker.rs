@@ -1,0 +1,162 @@
+//! Starting a worker's process, and noticing its end.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use codex_control::endpoint::CredentialSource;
+use codex_control::environment::{Environment, PASSED_TO_WORKER};
+use codex_control::process::Process;
+use rustix::process::Signal;
+use tokio::io::unix::AsyncFd;
+
+use crate::event::{Event, Queue, WorkerId};
+use crate::log;
+
+/// Everything a worker's process is started with. Nothing secret: every user of the machine can read arguments.
+#[derive(Debug)]
+pub(crate) struct Launch<'a> {
+    /// The worker program.
+    pub(crate) program: &'a Path,
+    /// Which worker it will be.
+    pub(crate) worker: &'a WorkerId,
+    /// The listener it inherits as standard input.
+    pub(crate) listener: &'a TcpListener,
+    /// Where its standard output and error go.
+    pub(crate) log: &'a Path,
+    /// The worker socket.
+    pub(crate) socket: &'a Path,
+    /// Our environment, of which it gets a part.
+    pub(crate) environment: &'a Environment,
+    /// Where it is to read its credential; a variable must be passed on.
+    pub(crate) credential: &'a CredentialSource,
+}
+
+/// Starts a worker in a process group of its own, so that a Ctrl-C meant for us does not end it.
+pub(crate) fn start(launch: &Launch<'_>) -> io::Result<(Child, Process)> {
+    let log = log::open_to_append(launch.log)?;
+    let mut command = Command::new(launch.program);
+    command
+        .arg("--endpoint-id")
+        .arg(launch.worker.endpoint.as_str())
+        .arg("--generation")
+        .arg(launch.worker.generation.to_string())
+        .arg("--supervisor")
+        .arg(launch.socket)
+        .stdin(Stdio::from(OwnedFd::from(launch.listener.try_clone()?)))
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .process_group(0)
+        .env_clear();
+    let credential = match launch.credential {
+        CredentialSource::Env(name) => Some(name.as_str()),
+        CredentialSource::None | CredentialSource::Store | CredentialSource::File(_) | CredentialSource::Command(_) => None,
+    };
+    for name in PASSED_TO_WORKER.into_iter().chain(credential) {
+        if let Some(value) = launch.environment.get(name) {
+            command.env(name, value);
+        }
+    }
+    let mut child = command.spawn()?;
+    match Process::open(child.id()) {
+        Ok(process) => Ok((child, process)),
+        Err(error) => {
+            // Without a pidfd it could be neither watched nor signalled safely. It is our child and not yet waited
+            // for, so its number cannot have been given to another process.
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(error)
+        }
+    }
+}
+
+/// Reports the end of a process, by its pidfd, within a moment. `child` is there when the process is ours to wait for.
+///
+/// # Errors
+/// If it cannot be watched. It has been killed then: nobody would notice its end.
+pub(crate) fn watch(worker: WorkerId, process: &Process, mut child: Option<Child>, queue: Queue) -> io::Result<()> {
+    let pidfd = match process.as_fd().try_clone_to_owned().and_then(AsyncFd::new) {
+        Ok(pidfd) => pidfd,
+        Err(error) => {
+            // It may have ended by itself, and may be nobody's child: neither matters any more.
+            let _ = process.signal(Signal::KILL);
+            let _ = child.as_mut().map(Child::wait);
+            return Err(error);
+        }
+    };
+    // The task ends with the process; the owner signals that, not the task.
+    tokio::spawn(async move {
+        let exit = match pidfd.readable().await {
+            Ok(_) => match child.as_mut().map(Child::wait) {
+                Some(Ok(status)) => describe(status),
+                Some(Err(error)) => format!("unknown: {error}"),
+                None => "unknown: it was started by an earlier supervisor".to_owned(),
+            },
+            Err(error) => format!("unknown: {error}"),
+        };
+        let _ = queue.send(Event::WorkerEnded { worker, exit }).await; // fails only when the owner has ended
+    });
+    Ok(())
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    fn worker() -> WorkerId {
+        WorkerId { endpoint: "zai".parse().unwrap(), generation: 4 }
+    }
+
+    /// Starts `script` as a worker and returns what it wrote and how it ended.
+    async fn run(script: &str, environment: &[(&str, &str)]) -> (String, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("worker");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let log = folder.path().join("log");
+        let launch = Launch {
+            program: &program,
+            worker: &worker(),
+            listener: &TcpListener::bind("127.0.0.1:0").unwrap(),
+            log: &log,
+            socket: Path::new("/run/worker.sock"),
+            environment: &environment.iter().copied().collect(),
+            credential: &CredentialSource::Env("MY_KEY".to_owned()),
+        };
+        let (child, process) = start(&launch).unwrap();
+        let (queue, mut events) = mpsc::channel(1);
+        watch(worker(), &process, Some(child), queue).unwrap();
+        let event = tokio::time::timeout(Duration::from_secs(10), events.recv()).await.unwrap().unwrap();
+        let Event::WorkerEnded { worker: ended, exit } = event else { panic!("{event:?}") };
+        assert_eq!(ended, worker());
+        (std::fs::read_to_string(log).unwrap(), exit)
+    }
+
+    #[tokio::test]
+    async fn a_worker_gets_its_arguments_and_only_what_it_needs_of_the_environment() {
+        let environment = [("HOME", "/h"), ("MY_KEY", "k"), ("OTHER_KEY", "o"), ("PATH", "/usr/bin:/bin")];
+        let (log, exit) = run("echo \"$@\"; echo \"$HOME $MY_KEY ${OTHER_KEY-unset}\" >&2; test -S /dev/stdin && echo socket; exit 3", &environment).await;
+        assert_eq!(log, "--endpoint-id zai --generation 4 --supervisor /run/worker.sock\n/h k unset\nsocket\n");
+        assert_eq!(exit, "exit code 3");
+    }
+
+    #[tokio::test]
+    async fn a_signal_is_named() {
+        assert_eq!(run("kill -9 $$", &[]).await.1, "signal 9");
+    }
+}

@@ -1,0 +1,424 @@
+//! Reads a Chat Completions answer in all the dialects that are spoken.
+//!
+//! ```text
+//!           chunk            [DONE], or the end after a finish_reason
+//!  Open ─────────────► Open ─────────────────────────────────────────► Over: Stop
+//!    │                                                                 ▲
+//!    └── error object, failure-like finish_reason, end without either ─┘ Over: Failed
+//! ```
+//!
+//! Text and reasoning leave as they come. Tool calls, usage and the stop are given out together when the answer is
+//! over, because until then nothing about them is certain: a finish reason may come between the pieces of a call, in
+//! every chunk, or not at all; usage may come before or after it; and arguments may be repeated, restarted or cut.
+//! An answer that fails gives no call at all: it will be asked for again, and no tool may run twice.
+//!
+//! Sources: each rule has a fixture in `tests/fixtures/chat-completions`.
+
+mod calls;
+mod chunk;
+mod details;
+mod think;
+mod usage;
+
+use serde_json::Value;
+
+use crate::delta::{Delta, StopReason, Usage};
+use crate::json::{self, Kind, Raw};
+use crate::sealed::Part;
+use crate::textcalls::repair::Unusable;
+use crate::tools::ToolTable;
+use crate::{Decode, DecodeError, Failure, FailureClass, Frame};
+
+use calls::Calls;
+use chunk::{Choice, Chunk, Content, Said, decoded};
+use details::Details;
+use think::Piece;
+
+/// Most bytes kept of one answer: arguments, state for replay, what cannot be told yet.
+///
+/// Thirty times the longest output of any model. What is passed on as it comes does not count here.
+pub const HELD_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes of an unreadable payload that are kept for the report.
+const EXCERPT_BYTES_MAX: usize = 200;
+
+/// Decoder of one answer.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    tools: ToolTable,
+    think: think::Split,
+    calls: Calls,
+    details: Details,
+    /// Bytes of `reasoning_details` added so far.
+    details_bytes: usize,
+    /// Where the readable reasoning comes from. The same text often comes by two ways; the first one is followed.
+    source: Option<Source>,
+    /// Reasoning from a field, since it was last given out as state.
+    trace: String,
+    /// `message` instead of `delta`, whose text may be all of the answer so far.
+    message_text: String,
+    message_reasoning: String,
+    usage: Option<Usage>,
+    ending: Option<Ending>,
+    /// Something was said after the last finish reason, so that one was not the end.
+    is_unsettled: bool,
+    has_started: bool,
+    is_over: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Field,
+    Details,
+    Inline,
+}
+
+/// What a finish reason means, from the most to the least welcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Ending {
+    Done,
+    Length,
+    Filter,
+}
+
+impl Decoder {
+    /// A decoder for the answer to a request that offered `tools`.
+    pub fn new(tools: ToolTable) -> Self {
+        Self { tools, ..Self::default() }
+    }
+
+    /// Reads one JSON payload. `event` is the SSE name that came with it.
+    fn payload(&mut self, event: &str, payload: &str, out: &mut Vec<Delta>) -> Result<(), json::Error> {
+        let chunk = Chunk::parse(payload)?;
+        if !self.has_started {
+            self.has_started = true;
+            out.push(Delta::Started);
+        }
+        if let Some(failure) = in_band_failure(event, payload, &chunk) {
+            self.fail(failure, out);
+            return Ok(());
+        }
+        if let (false, Some(inner)) = (chunk.has_choices, chunk.data) {
+            return self.payload(event, inner.text(), out);
+        }
+        let usage_of = |raw: Option<Raw<'_>>| raw.and_then(usage::read);
+        let groq = chunk.x_groq.and_then(|groq| groq.get("usage"));
+        let in_choice = chunk.choice.as_ref().and_then(|choice| choice.usage);
+        self.usage = usage_of(chunk.usage).or_else(|| usage_of(in_choice)).or_else(|| usage_of(groq)).or(self.usage);
+        if let Some(choice) = chunk.choice {
+            self.choice(choice, out);
+        }
+        if self.held_bytes() > HELD_BYTES_MAX {
+            let message = format!("the answer holds more than {HELD_BYTES_MAX} bytes of tool calls or state");
+            self.fail(Failure::new(FailureClass::Malformed, message), out);
+        }
+        Ok(())
+    }
+
+    fn choice(&mut self, choice: Choice<'_>, out: &mut Vec<Delta>) {
+        if let Some(delta) = choice.delta {
+            self.said(delta, out);
+        } else if let Some(message) = choice.message {
+            let message = self.not_yet_said(message);
+            self.said(message, out);
+        }
+        if choice.finish_reason.is_empty() || self.is_over {
+            return;
+        }
+        self.is_unsettled = false;
+        match ending(&choice.finish_reason) {
+            Ok(ending) => self.ending = self.ending.max(Some(ending)),
+            Err(class) => {
+                let message = format!("the provider broke the answer off (`{}`)", excerpt(&choice.finish_reason));
+                self.fail(Failure::new(class, message), out);
+            }
+        }
+    }
+
+    fn said(&mut self, said: Said<'_>, out: &mut Vec<Delta>) {
+        let by_field = if said.reasoning_content.is_empty() { said.reasoning } else { said.reasoning_content };
+        if !by_field.is_empty() {
+            self.reasoning(Source::Field, by_field.into_owned(), out);
+        }
+        if let Some(details) = said.reasoning_details {
+            self.details_bytes += details.text().len();
+            let text = self.details.add(details);
+            self.reasoning(Source::Details, text, out);
+        }
+        match said.content {
+            Content::Text(text) if text.is_empty() => {}
+            Content::Text(text) if self.think.passes(&text) => self.text(text.into_owned(), out),
+            Content::Text(text) => self.content(&text, out),
+            Content::Parts(parts) => self.parts(parts, out),
+        }
+        if !said.refusal.is_empty() {
+            self.text(said.refusal.into_owned(), out);
+        }
+        let mut added = Ok(());
+        if let Some(tool_calls) = said.tool_calls {
+            self.is_unsettled = true;
+            added = self.calls.add(tool_calls);
+        }
+        if let Some(function_call) = said.function_call {
+            self.is_unsettled = true;
+            added = added.and(self.calls.add_legacy(function_call));
+        }
+        if added.is_err() {
+            let message = format!("the answer makes more than {} tool calls", calls::CALLS_MAX);
+            self.fail(Failure::new(FailureClass::Malformed, message), out);
+        }
+    }
+
+    /// The part of a `message` that earlier ones did not have, for those that repeat all that was said.
+    fn not_yet_said<'a>(&mut self, mut message: Said<'a>) -> Said<'a> {
+        fn fresh(so_far: &mut String, text: &str) -> String {
+            let text = match text.strip_prefix(so_far.as_str()) {
+                Some(rest) => rest.to_owned(),
+                None => text.to_owned(),
+            };
+            so_far.push_str(&text);
+            text
+        }
+        if let Content::Text(text) = &message.content {
+            message.content = Content::Text(fresh(&mut self.message_text, text).into());
+        }
+        let reasoning = if message.reasoning_content.is_empty() { &message.reasoning } else { &message.reasoning_content };
+        message.reasoning_content = fresh(&mut self.message_reasoning, reasoning).into();
+        message.reasoning = "".into();
+        message
+    }
+
+    /// Mistral's typed parts, which appear among plain strings.
+    fn parts(&mut self, parts: Raw<'_>, out: &mut Vec<Delta>) {
+        let one = (parts.kind() == Kind::Object).then_some(parts);
+        for part in one.into_iter().chain(parts.elements()) {
+            if let Some(thinking) = part.get("thinking").or_else(|| part.get("reasoning")) {
+                let mut text = decoded(thinking).into_owned();
+                for inner in thinking.elements() {
+                    text.push_str(&inner.get("text").map(decoded).unwrap_or_default());
+                }
+                self.reasoning(Source::Field, text, out);
+            } else if let Some(text) = part.get("text").or_else(|| part.get("refusal")) {
+                self.text(decoded(text).into_owned(), out);
+            } else {
+                let text = decoded(part);
+                self.text(text.into_owned(), out);
+            }
+        }
+    }
+
+    /// Content in which reasoning may stand between tags.
+    fn content(&mut self, text: &str, out: &mut Vec<Delta>) {
+        self.is_unsettled = true;
+        let mut pieces = Vec::new();
+        self.think.push(text, &mut pieces);
+        self.pieces(pieces, out);
+    }
+
+    fn pieces(&mut self, pieces: Vec<Piece>, out: &mut Vec<Delta>) {
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => self.text(text, out),
+                Piece::Think(text) => self.reasoning(Source::Inline, text, out),
+                Piece::ThinkEnd(block) => {
+                    if self.source == Some(Source::Inline) && !block.trim().is_empty() {
+                        out.push(Delta::Opaque(Part::InlineThink(block)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn text(&mut self, text: String, out: &mut Vec<Delta>) {
+        if text.is_empty() {
+            return;
+        }
+        self.is_unsettled = true;
+        let has_state = !self.trace.is_empty() || self.details_bytes > 0;
+        if has_state && !text.trim_ascii().is_empty() {
+            self.give_state(out);
+        }
+        out.push(Delta::Text(text));
+    }
+
+    fn reasoning(&mut self, source: Source, text: String, out: &mut Vec<Delta>) {
+        if text.is_empty() || *self.source.get_or_insert(source) != source {
+            return;
+        }
+        self.is_unsettled = true;
+        if source == Source::Field {
+            self.trace.push_str(&text);
+        }
+        out.push(Delta::Reasoning(text));
+    }
+
+    /// Gives out what the upstream will want back, once the reasoning it belongs to is over.
+    fn give_state(&mut self, out: &mut Vec<Delta>) {
+        if !self.trace.is_empty() {
+            out.push(Delta::Opaque(Part::ReasoningContent(std::mem::take(&mut self.trace))));
+        }
+        self.details_bytes = 0;
+        if let Some(details) = self.details.take() {
+            out.push(Delta::Opaque(Part::ReasoningDetails(details)));
+        }
+    }
+
+    /// The answer is over and came whole, as far as the upstream says.
+    fn complete(&mut self, out: &mut Vec<Delta>) {
+        let mut pieces = Vec::new();
+        self.think.end(&mut pieces);
+        self.pieces(pieces, out);
+
+        let ending = self.ending.unwrap_or(Ending::Done);
+        let (calls, broken) = self.calls.finish(&self.tools);
+        if let (Ending::Done, Some(first)) = (ending, broken.first()) {
+            let (class, problem) = match first.why {
+                Unusable::Cut => (FailureClass::Truncated, "was cut off in the middle of its arguments"),
+                Unusable::Garbled => (FailureClass::Malformed, "came with arguments that are no JSON object"),
+            };
+            let message = format!("a call of `{}` {problem}", excerpt(&first.name));
+            self.fail(Failure::new(class, message), out);
+            return;
+        }
+        self.give_state(out);
+        let stop = match ending {
+            Ending::Done => StopReason::Done,
+            Ending::Length => StopReason::Length,
+            Ending::Filter => StopReason::ContentFilter,
+        };
+        if ending != Ending::Filter {
+            out.extend(calls.into_iter().map(Delta::Call));
+        }
+        out.extend(self.usage.map(Delta::Usage));
+        out.push(Delta::Stop(stop));
+        self.is_over = true;
+    }
+
+    fn fail(&mut self, failure: Failure, out: &mut Vec<Delta>) {
+        if !self.is_over {
+            out.extend(self.usage.map(Delta::Usage));
+            out.push(Delta::Failed(failure));
+            self.is_over = true;
+        }
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.calls.held_bytes()
+            + self.think.held_bytes()
+            + self.trace.len()
+            + self.details_bytes
+            + self.message_text.len()
+            + self.message_reasoning.len()
+    }
+
+    /// Reads a payload that is not one JSON object: several glued together, a list, or one with broken text in it.
+    fn odd_payload(&mut self, event: &str, payload: &str, out: &mut Vec<Delta>) -> Result<(), DecodeError> {
+        if let Some(repaired) = chunk::without_lone_surrogates(payload)
+            && self.payload(event, &repaired, out).is_ok()
+        {
+            return Ok(());
+        }
+        let unreadable = || DecodeError::Json { excerpt: excerpt(payload).to_owned() };
+        if payload.starts_with('[') {
+            let list = json::parse(payload).map_err(|_| unreadable())?;
+            for element in list.elements().filter(|element| element.kind() == Kind::Object) {
+                self.payload(event, element.text(), out).map_err(|_| unreadable())?;
+            }
+            return Ok(());
+        }
+        if payload.contains('\n') {
+            // Events that ran together because their blank lines got lost.
+            let lines = payload.lines().map(str::trim_ascii).filter(|line| !line.is_empty());
+            let mut first_bad = None;
+            for line in lines {
+                if self.is_over {
+                    return Ok(());
+                }
+                if line == DONE {
+                    self.complete(out);
+                } else if self.payload(event, line, out).is_err() {
+                    first_bad = first_bad.or(Some(line));
+                }
+            }
+            return first_bad.map_or(Ok(()), |line| Err(DecodeError::Json { excerpt: excerpt(line).to_owned() }));
+        }
+        if event == "error" {
+            self.fail(Failure::from_error_value(&Value::String(payload.to_owned())), out);
+            return Ok(());
+        }
+        Err(unreadable())
+    }
+}
+
+/// The payload that ends a stream.
+const DONE: &str = "[DONE]";
+
+impl Decode for Decoder {
+    fn frame(&mut self, frame: Frame<'_>, out: &mut Vec<Delta>) -> Result<(), DecodeError> {
+        let payload = frame.data.trim_ascii();
+        if self.is_over || payload.is_empty() {
+            return Ok(());
+        }
+        if payload == DONE {
+            self.complete(out);
+            return Ok(());
+        }
+        match self.payload(frame.event, payload, out) {
+            Ok(()) => Ok(()),
+            Err(_) => self.odd_payload(frame.event, payload, out),
+        }
+    }
+
+    fn end(&mut self, out: &mut Vec<Delta>) {
+        if self.is_over {
+            return;
+        }
+        if self.ending.is_some() && !self.is_unsettled {
+            self.complete(out);
+            return;
+        }
+        let message = if self.has_started {
+            "the provider closed the stream in the middle of the answer"
+        } else {
+            "the provider closed the stream without an answer"
+        };
+        self.fail(Failure::new(FailureClass::Truncated, message), out);
+    }
+}
+
+/// The failure that a chunk reports, if it does: an answer that began with HTTP 200 can still fail.
+fn in_band_failure(event: &str, payload: &str, chunk: &Chunk<'_>) -> Option<Failure> {
+    let value = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
+    if chunk.error.or(chunk.choice.as_ref().and_then(|choice| choice.error)).is_some() {
+        // All of the chunk: some hosts put the code beside the error.
+        let mut whole = value(payload);
+        if chunk.error.is_none()
+            && let Some(error) = chunk.choice.as_ref().and_then(|choice| choice.error)
+        {
+            whole = value(error.text());
+        }
+        return Some(Failure::from_error_value(&whole));
+    }
+    let base_code = chunk.base_resp.and_then(|base| base.get("status_code"));
+    if base_code.is_some_and(|code| code.text() != "0") {
+        return Some(Failure::from_error_value(&value(payload)));
+    }
+    let is_error = chunk.is_error_object || event == "error" || chunk.has_error_words && chunk.usage.is_none();
+    (!chunk.has_choices && chunk.data.is_none() && is_error).then(|| Failure::from_error_value(&value(payload)))
+}
+
+/// What a finish reason means; `Err` for one that means a failure. Reasons nobody has seen yet are a good end.
+fn ending(reason: &str) -> Result<Ending, FailureClass> {
+    match reason.to_ascii_lowercase().as_str() {
+        "length" | "max_tokens" | "model_length" | "max_output_tokens" | "max_length" => Ok(Ending::Length),
+        "content_filter" | "content-filter" | "sensitive" | "safety" | "prohibited_content" => Ok(Ending::Filter),
+        "network_error" => Err(FailureClass::Network),
+        "insufficient_system_resource" => Err(FailureClass::Overloaded),
+        "error" | "abort" | "aborted" | "server_error" => Err(FailureClass::Server),
+        _ => Ok(Ending::Done),
+    }
+}
+
+fn excerpt(text: &str) -> &str {
+    &text[..text.floor_char_boundary(EXCERPT_BYTES_MAX)]
+}

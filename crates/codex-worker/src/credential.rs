@@ -1,0 +1,177 @@
+//! The provider's key: read when it is needed, kept briefly, read again when the provider refuses it.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use codex_control::credentials::{self, CREDENTIAL_BYTES_MAX, CredentialError};
+use codex_control::endpoint::{CredentialSource, Endpoint};
+use codex_control::ipc::Problem;
+use codex_control::{EndpointId, Secret, report};
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+use tokio::sync::Mutex;
+
+/// How long a key from a file is used before the file is looked at again.
+const FILE_AGE_MAX: Duration = Duration::from_secs(5);
+/// How long a printed key is used: the program may ask a person or a slow vault.
+const COMMAND_AGE_MAX: Duration = Duration::from_secs(600);
+/// How long a program may take to print a key.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Where this endpoint's key comes from, and the key while it is fresh.
+pub(crate) struct Credential {
+    endpoint: EndpointId,
+    source: CredentialSource,
+    stored: PathBuf,
+    /// Held while the key is read, so that concurrent requests start one program, not many.
+    cached: Mutex<Option<(Instant, Secret)>>,
+}
+
+/// Why there is no key.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KeyError {
+    #[error("endpoint `{0}` has no key")]
+    Missing(EndpointId),
+    #[error("endpoint `{endpoint}` cannot use its key")]
+    Unusable {
+        endpoint: EndpointId,
+        #[source]
+        source: CredentialError,
+    },
+    #[error("the key of endpoint `{endpoint}` comes from `{program}`, which {reason}")]
+    Command {
+        endpoint: EndpointId,
+        program: String,
+        reason: String,
+    },
+}
+
+impl KeyError {
+    /// As shown to the person, in Codex and in `codexctl status`.
+    pub(crate) fn problem(&self, source: &CredentialSource) -> Problem {
+        let id = match self {
+            Self::Missing(endpoint) | Self::Unusable { endpoint, .. } | Self::Command { endpoint, .. } => endpoint,
+        };
+        let hint = match source {
+            CredentialSource::None | CredentialSource::Store => format!("store one with `codexctl login {id}`"),
+            CredentialSource::Env(name) => format!(
+                "set `{name}` in the supervisor's environment and restart it, or store the key with `codexctl login {id}`"
+            ),
+            CredentialSource::File(path) => format!("put the key into `{}`", path.display()),
+            CredentialSource::Command(_) => "run that program by hand to see what it says".to_owned(),
+        };
+        Problem {
+            message: report::chain(self),
+            hint: Some(hint),
+        }
+    }
+}
+
+impl Credential {
+    pub(crate) fn new(endpoint: &Endpoint, stored: PathBuf) -> Self {
+        Self {
+            endpoint: endpoint.id.clone(),
+            source: endpoint.credential.clone(),
+            stored,
+            cached: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn source(&self) -> &CredentialSource {
+        &self.source
+    }
+
+    /// The key; `None` where the provider wants none.
+    pub(crate) async fn get(&self) -> Result<Option<Secret>, KeyError> {
+        if self.source == CredentialSource::None {
+            return Ok(None);
+        }
+        let mut cached = self.cached.lock().await;
+        let age_max = if matches!(self.source, CredentialSource::Command(_)) {
+            COMMAND_AGE_MAX
+        } else {
+            FILE_AGE_MAX
+        };
+        if let Some((read_at, key)) = &*cached
+            && read_at.elapsed() < age_max
+        {
+            return Ok(Some(key.clone()));
+        }
+        let key = self.read().await?;
+        *cached = Some((Instant::now(), key.clone()));
+        Ok(Some(key))
+    }
+
+    /// After the provider refused `refused`: reads the key anew and says whether it is another one now.
+    pub(crate) async fn has_changed(&self, refused: Option<&Secret>) -> bool {
+        *self.cached.lock().await = None;
+        matches!((self.get().await, refused), (Ok(Some(now)), Some(refused)) if now != *refused)
+    }
+
+    async fn read(&self) -> Result<Secret, KeyError> {
+        let missing = || KeyError::Missing(self.endpoint.clone());
+        let unusable = |source| KeyError::Unusable {
+            endpoint: self.endpoint.clone(),
+            source,
+        };
+        match &self.source {
+            CredentialSource::None => Err(missing()),
+            CredentialSource::Store => credentials::load_file(&self.stored)
+                .map_err(unusable)?
+                .ok_or_else(missing),
+            CredentialSource::File(path) => credentials::load_file(path).map_err(unusable)?.ok_or_else(missing),
+            CredentialSource::Env(name) => {
+                let value = std::env::var(name)
+                    .ok()
+                    .filter(|value| !value.is_empty())
+                    .ok_or_else(missing)?;
+                credentials::validated(&value)
+                    .map(|key| Secret::new(key.to_owned()))
+                    .map_err(unusable)
+            }
+            CredentialSource::Command(command) => self.run(command).await,
+        }
+    }
+
+    async fn run(&self, command: &[String]) -> Result<Secret, KeyError> {
+        let Some((program, arguments)) = command.split_first() else {
+            return Err(KeyError::Missing(self.endpoint.clone()));
+        };
+        let failed = |reason: String| KeyError::Command {
+            endpoint: self.endpoint.clone(),
+            program: program.clone(),
+            reason,
+        };
+        let mut child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| failed(format!("cannot be started: {error}")))?;
+        let mut stdout = child.stdout.take().ok_or_else(|| failed("has no output".to_owned()))?;
+        let mut printed = Vec::new();
+        let ended = tokio::time::timeout(COMMAND_TIMEOUT, async {
+            (&mut stdout)
+                .take(CREDENTIAL_BYTES_MAX as u64 + 1)
+                .read_to_end(&mut printed)
+                .await?;
+            child.wait().await
+        })
+        .await
+        .map_err(|_| failed(format!("took longer than {} s", COMMAND_TIMEOUT.as_secs())))?
+        .map_err(|error| failed(format!("failed: {error}")))?;
+        if !ended.success() {
+            return Err(failed(format!("ended with {ended}")));
+        }
+        let printed = String::from_utf8(printed).map_err(|_| failed("printed no text".to_owned()))?;
+        credentials::validated(&printed)
+            .map(|key| Secret::new(key.to_owned()))
+            .map_err(|source| KeyError::Unusable {
+                endpoint: self.endpoint.clone(),
+                source,
+            })
+    }
+}

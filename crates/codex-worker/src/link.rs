@@ -1,0 +1,300 @@
+//! The conversation with the supervisor, and the life of a supervised worker.
+//!
+//! ```text
+//! dial ─► Hello ─► Assignment ─► serve, Ready ─► reports and heartbeats ─► Drain ─► Drained, exit
+//!   ▲                                                   │
+//!   └──────── pause ◄──────── the socket broke ◄────────┘      serving goes on meanwhile
+//! ```
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use codex_control::ipc::frame::{self, WorkerCodec};
+use codex_control::ipc::{
+    Assignment, FromWorker, HEARTBEAT_INTERVAL, HELLO_TIMEOUT, Hello, REPORTS_QUEUED_MAX, ToWorker, VERSION,
+};
+use codex_control::process;
+use codex_control::tables::Tables;
+use futures_util::{SinkExt, StreamExt};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::codec::Framed;
+
+use crate::arguments::Supervision;
+use crate::serve::{self, Drain};
+use crate::worker::Worker;
+
+/// Pause before dialling again after the socket broke; doubled up to [`REDIAL_PAUSE_MAX`].
+const REDIAL_PAUSE: Duration = Duration::from_millis(50);
+/// Longest pause between two dials.
+const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// A worker that has neither a supervisor nor a request for this long ends itself: nobody is left to end it.
+const ORPHANED_MAX: Duration = Duration::from_secs(600);
+/// Time for the first conversation, before anything is served.
+const FIRST_CONTACT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time open streams get after a signal.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Socket = Framed<UnixStream, WorkerCodec>;
+
+/// Serves as the supervisor says until it, or a signal, ends it.
+pub(crate) async fn run_supervised(supervision: Supervision) -> anyhow::Result<()> {
+    let identity = process::own_identity().context("cannot find out who this process is")?;
+    let hello = Hello {
+        version: VERSION,
+        endpoint: supervision.endpoint,
+        generation: supervision.generation,
+        identity,
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        serving: None,
+    };
+    let listener = serve::listener(supervision.listen)?;
+    let address = listener.local_addr()?;
+    // A second descriptor of the same socket, to give back to a supervisor that has lost its own.
+    let spare = listener.as_fd().try_clone_to_owned()?;
+    let first_contact = async {
+        let mut socket = Framed::new(UnixStream::connect(&supervision.socket).await?, WorkerCodec::default());
+        socket.send(FromWorker::Hello(hello.clone())).await?;
+        match socket.next().await {
+            Some(Ok(ToWorker::Assignment(assignment))) => Ok(Some((socket, assignment))),
+            Some(Ok(ToWorker::Drain { .. })) => Ok(None),
+            Some(Err(error)) => Err(anyhow::Error::from(error)),
+            None => bail!("the supervisor does not want this worker"),
+        }
+    };
+    let contact = tokio::time::timeout(FIRST_CONTACT_TIMEOUT, first_contact)
+        .await
+        .context("the supervisor does not answer")?
+        .with_context(|| format!("no assignment over `{}`", supervision.socket.display()))?;
+    let Some((socket, assignment)) = contact else {
+        return Ok(());
+    };
+    let (reports, outgoing) = mpsc::channel(REPORTS_QUEUED_MAX);
+    let worker = prepare(*assignment, address, reports)?;
+    let drain = Drain::new();
+    let serving = tokio::spawn(serve::run(Arc::clone(&worker), listener, drain.clone()));
+    let warm_up = tokio::spawn({
+        let worker = Arc::clone(&worker);
+        async move { warm_up(&worker).await }
+    });
+    let hello = Hello {
+        serving: Some(address),
+        ..hello
+    };
+    let link = Link {
+        worker,
+        hello,
+        spare,
+        outgoing,
+        unsent: None,
+        drain: drain.clone(),
+        path: supervision.socket,
+    };
+    let talking = tokio::spawn(link.run(socket, address));
+    let ended = async {
+        tokio::select! {
+            signal = serve::stop_signal() => signal.map(|()| drain.begin(STOP_TIMEOUT)),
+            () = drain.begun() => Ok(()),
+        }
+    };
+    ended.await?;
+    serving.await?;
+    warm_up.abort();
+    // The link says Drained by itself when serving has ended; it is not waited for longer than a Hello may take.
+    let _ = tokio::time::timeout(HELLO_TIMEOUT, talking).await;
+    Ok(())
+}
+
+fn prepare(
+    assignment: Assignment,
+    address: SocketAddr,
+    reports: mpsc::Sender<FromWorker>,
+) -> anyhow::Result<Arc<Worker>> {
+    let (tables, problems) = Tables::load_from(&assignment.config_folder);
+    for problem in problems {
+        tracing::warn!(error = %problem, "a table was left out");
+    }
+    Ok(Worker::new(assignment, tables, address, reports)?)
+}
+
+/// What can be done before the first request: the key is looked at, certificates and the model list are read.
+async fn warm_up(worker: &Worker) {
+    let problem = worker
+        .credential
+        .get()
+        .await
+        .err()
+        .map(|error| error.problem(worker.credential.source()));
+    worker.report(FromWorker::Problem(problem));
+    worker.upstream.prepare().await;
+}
+
+struct Link {
+    worker: Arc<Worker>,
+    hello: Hello,
+    spare: OwnedFd,
+    outgoing: mpsc::Receiver<FromWorker>,
+    /// Taken from the queue when the socket broke: goes out first over the next one.
+    unsent: Option<FromWorker>,
+    drain: Drain,
+    path: std::path::PathBuf,
+}
+
+enum Broken {
+    /// Dial again.
+    Socket,
+    /// All is said.
+    Done,
+}
+
+impl Link {
+    async fn run(mut self, socket: Socket, address: SocketAddr) {
+        let mut socket = Some(socket);
+        let mut pause = REDIAL_PAUSE;
+        let mut orphaned_at = Instant::now();
+        loop {
+            if let Some(connected) = socket.take() {
+                pause = REDIAL_PAUSE;
+                if let Broken::Done = self.talk(connected, address).await {
+                    return;
+                }
+                orphaned_at = Instant::now();
+                tracing::warn!("the supervisor is gone; serving goes on");
+            }
+            if self.drain.has_begun() {
+                return;
+            }
+            if self.worker.metrics.requests_active() > 0 {
+                orphaned_at = Instant::now();
+            } else if orphaned_at.elapsed() > ORPHANED_MAX {
+                tracing::warn!("no supervisor and no request for a long time; this worker ends");
+                self.drain.begin(STOP_TIMEOUT);
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.drain.begun() => return,
+            }
+            pause = (pause * 2).min(REDIAL_PAUSE_MAX);
+            socket = match tokio::time::timeout(HELLO_TIMEOUT, redial(&self.path, &self.hello, &self.spare)).await {
+                Ok(Ok(socket)) => Some(socket),
+                Ok(Err(_)) | Err(_) => None,
+            };
+        }
+    }
+
+    /// Talks over one connection until it breaks or the worker has drained.
+    async fn talk(&mut self, mut socket: Socket, address: SocketAddr) -> Broken {
+        if socket.send(FromWorker::Ready { address }).await.is_err() {
+            return Broken::Socket;
+        }
+        if let Some(report) = self.unsent.take()
+            && socket.send(report.clone()).await.is_err()
+        {
+            self.unsent = Some(report);
+            return Broken::Socket;
+        }
+        let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let message = tokio::select! {
+                _ = heartbeat.tick() => FromWorker::Heartbeat(self.worker.metrics.snapshot()),
+                report = self.outgoing.recv() => match report {
+                    Some(report) => {
+                        self.unsent = Some(report.clone());
+                        report
+                    }
+                    None => return Broken::Done,
+                },
+                received = socket.next() => match received {
+                    Some(Ok(ToWorker::Drain { deadline_ms })) => {
+                        self.drain.begin(Duration::from_millis(deadline_ms));
+                        continue;
+                    }
+                    // After a reconnection: what is served already.
+                    Some(Ok(ToWorker::Assignment(_))) => continue,
+                    Some(Err(error)) => {
+                        tracing::warn!(%error, "the supervisor said something unreadable");
+                        return Broken::Socket;
+                    }
+                    None => return Broken::Socket,
+                },
+                () = drained(&self.worker, &self.drain) => {
+                    while let Ok(report) = self.outgoing.try_recv() {
+                        if socket.feed(report).await.is_err() {
+                            return Broken::Done;
+                        }
+                    }
+                    let _ = socket.send(FromWorker::Drained).await; // the exit of this process says it, too
+                    return Broken::Done;
+                }
+            };
+            if socket.send(message).await.is_err() {
+                return Broken::Socket;
+            }
+            self.unsent = None;
+        }
+    }
+}
+
+/// Waits until a drain has begun and the last request has ended, or the deadline has passed.
+async fn drained(worker: &Worker, drain: &Drain) {
+    /// How often the number of running requests is looked at.
+    const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+    drain.begun().await;
+    let quiet = async {
+        while worker.metrics.requests_active() > 0 {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    };
+    tokio::select! {
+        () = quiet => {}
+        () = drain.expired() => {}
+    }
+}
+
+/// Connects anew. The listener goes along with the first byte of the Hello, for a supervisor that has lost its own.
+async fn redial(path: &Path, hello: &Hello, listener: &OwnedFd) -> anyhow::Result<Socket> {
+    let stream = UnixStream::connect(path).await?;
+    let payload = frame::encode(&FromWorker::Hello(hello.clone()))?;
+    let mut bytes = u32::try_from(payload.len())?.to_be_bytes().to_vec();
+    bytes.extend_from_slice(&payload);
+    let mut sent = stream
+        .async_io(Interest::WRITABLE, || {
+            let descriptors = [listener.as_fd()];
+            let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+                return Err(io::Error::other("no room for a descriptor"));
+            }
+            Ok(rustix::net::sendmsg(
+                &stream,
+                &[io::IoSlice::new(&bytes)],
+                &mut ancillary,
+                SendFlags::NOSIGNAL,
+            )?)
+        })
+        .await?;
+    while sent < bytes.len() {
+        stream.writable().await?;
+        match stream.try_write(&bytes[sent..]) {
+            Ok(n) => sent += n,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut socket = Framed::new(stream, WorkerCodec::default());
+    match socket.next().await {
+        Some(Ok(_)) => Ok(socket),
+        Some(Err(error)) => Err(error.into()),
+        None => bail!("the supervisor does not know this worker"),
+    }
+}

@@ -1,0 +1,134 @@
+//! Who may ask, and what they ask for.
+//!
+//! Only programs of this user on this machine: the socket is on loopback, the bearer token is in a file only the user
+//! can read, and a web page in the user's browser is recognised by its `Origin` or by a `Host` that is not ours (DNS
+//! rebinding).
+
+use std::sync::Arc;
+
+use codex_control::token;
+use http::{Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use serde_json::json;
+
+use crate::answer::{self, Body};
+use crate::metrics;
+use crate::models;
+use crate::serve::Drain;
+use crate::turn;
+use crate::worker::Worker;
+
+/// Answers one request.
+pub(crate) async fn answer(worker: &Arc<Worker>, request: Request<Incoming>, drain: Drain) -> Response<Body> {
+    if let Some(refusal) = foreign(worker, &request) {
+        return refusal;
+    }
+    let path = request.uri().path();
+    let path = path
+        .strip_prefix("/v1")
+        .filter(|rest| rest.starts_with('/'))
+        .unwrap_or(path);
+    let method = request.method().clone();
+    if path == "/health" {
+        return match method {
+            Method::GET | Method::HEAD => answer::json(StatusCode::OK, &health(worker)),
+            _ => answer::method_not_allowed("GET"),
+        };
+    }
+    if let Some(refusal) = unauthorized(worker, &request) {
+        return refusal;
+    }
+    match (method, path) {
+        (Method::POST, "/responses") => turn::answer(worker, request, drain).await,
+        // Codex asks for a WebSocket first in some set-ups; 426 makes it fall back to HTTP at once, silently.
+        (Method::GET, "/responses") if request.headers().contains_key(header::UPGRADE) => answer::text(
+            StatusCode::UPGRADE_REQUIRED,
+            "this endpoint speaks HTTP with server-sent events, not WebSocket",
+        ),
+        (_, "/responses") => answer::method_not_allowed("POST"),
+        (Method::GET | Method::HEAD, "/models") => models::answer(worker, &request).await,
+        (_, "/models") => answer::method_not_allowed("GET"),
+        (Method::GET | Method::HEAD, "/metrics") => {
+            let uptime_s = worker.started_at.elapsed().as_secs();
+            let text = worker
+                .metrics
+                .prometheus(worker.endpoint.id.as_str(), uptime_s, metrics::resident_bytes());
+            answer::with_type(StatusCode::OK, "text/plain; version=0.0.4", text)
+        }
+        _ => answer::error(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            &format!(
+                "there is no `{}` here; Codex's base_url is http://{}/v1",
+                request.uri().path(),
+                worker.address
+            ),
+        ),
+    }
+}
+
+/// A refusal for a request that a web page could have made.
+fn foreign(worker: &Worker, request: &Request<Incoming>) -> Option<Response<Body>> {
+    let port = worker.address.port();
+    let host_is_ours = request
+        .headers()
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok())
+        .is_some_and(|host| match host.rsplit_once(':') {
+            Some((name, number)) => matches!(name, "127.0.0.1" | "localhost" | "[::1]") && number.parse() == Ok(port),
+            None => port == 80 && matches!(host, "127.0.0.1" | "localhost"),
+        });
+    if !host_is_ours {
+        return Some(answer::error(
+            StatusCode::MISDIRECTED_REQUEST,
+            "wrong_host",
+            &format!("the `Host` of this endpoint is 127.0.0.1:{port}"),
+        ));
+    }
+    if request.headers().contains_key(header::ORIGIN) {
+        return Some(answer::error(
+            StatusCode::FORBIDDEN,
+            "web_page",
+            "requests from web pages are not answered",
+        ));
+    }
+    None
+}
+
+/// A refusal for a request without this endpoint's token.
+fn unauthorized(worker: &Worker, request: &Request<Incoming>) -> Option<Response<Body>> {
+    let offered = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .map_or(&b""[..], |value| value.as_bytes());
+    let bearer = offered
+        .get(..7)
+        .filter(|scheme| scheme.eq_ignore_ascii_case(b"bearer "))
+        .map(|_| &offered[7..]);
+    if bearer.is_some_and(|bearer| token::matches(&worker.token, bearer)) {
+        return None;
+    }
+    let id = &worker.endpoint.id;
+    let message = format!("the token of endpoint `{id}` is missing or wrong; `codexctl token {id}` prints it");
+    let mut refusal = answer::error(StatusCode::UNAUTHORIZED, "invalid_token", &message);
+    refusal
+        .headers_mut()
+        .insert(header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
+    Some(refusal)
+}
+
+fn health(worker: &Worker) -> serde_json::Value {
+    const MIB: u64 = 1024 * 1024;
+    json!({
+        "status": "ok",
+        "endpoint": worker.endpoint.id,
+        "backend": worker.endpoint.protocol.name(),
+        "target": worker.endpoint.base_url,
+        "models": worker.models.known(&worker.endpoint),
+        "routes": 1,
+        "uptime_s": worker.started_at.elapsed().as_secs(),
+        "memory_mb": metrics::resident_bytes() / MIB,
+        "requests_total": worker.metrics.requests_total(),
+        "version": env!("CARGO_PKG_VERSION"),
+    })
+}

@@ -1,0 +1,191 @@
+//! The listener: accepting, bounding and draining connections.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use crate::route;
+use crate::worker::Worker;
+
+/// Time a client may take to send the head of a request, idle time between two requests included.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most header lines of a request; Codex sends about twenty.
+const HEADERS_MAX: usize = 128;
+/// Largest head of a request, and the read buffer: Codex's turn metadata is a few kilobytes.
+const HEAD_BYTES_MAX: usize = 256 * 1024;
+/// Pause after an `accept` that failed for want of descriptors or memory, before the next try.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Time the last bytes of ended streams get to leave, beyond the drain's own deadline.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Begins once and is seen by everyone who holds a clone: stop accepting, end by the deadline.
+#[derive(Clone)]
+pub(crate) struct Drain(watch::Sender<Option<Instant>>);
+
+impl Drain {
+    pub(crate) fn new() -> Self {
+        Self(watch::Sender::new(None))
+    }
+
+    /// Begins, or brings the deadline nearer.
+    pub(crate) fn begin(&self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        self.0.send_if_modified(|current| match current {
+            Some(earlier) if *earlier <= deadline => false,
+            _ => {
+                *current = Some(deadline);
+                true
+            }
+        });
+    }
+
+    /// Whether it has begun.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+
+    /// Waits for the beginning.
+    pub(crate) async fn begun(&self) {
+        // The sender lives in `self`, so the channel cannot close.
+        let _ = self.0.subscribe().wait_for(Option::is_some).await;
+    }
+
+    /// Waits for the deadline.
+    pub(crate) async fn expired(&self) {
+        let mut deadlines = self.0.subscribe();
+        loop {
+            let deadline = *deadlines.borrow_and_update();
+            let expiry = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = expiry => return,
+                _ = deadlines.changed() => {}
+            }
+        }
+    }
+}
+
+/// The listener passed as standard input, or a new one at `address`.
+pub(crate) fn listener(address: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
+    let listener = match address {
+        Some(address) if !address.ip().is_loopback() => {
+            bail!("`{address}` is reachable from other machines; listen on a loopback address, e.g. 127.0.0.1:0")
+        }
+        Some(address) => StdListener::bind(address).with_context(|| format!("cannot listen on {address}"))?,
+        None => {
+            let inherited = StdListener::from(
+                io::stdin()
+                    .as_fd()
+                    .try_clone_to_owned()
+                    .context("cannot use standard input")?,
+            );
+            inherited
+                .local_addr()
+                .context("standard input is no listening socket; give `--listen 127.0.0.1:0`")?;
+            inherited
+        }
+    };
+    listener.set_nonblocking(true)?;
+    Ok(TcpListener::from_std(listener)?)
+}
+
+/// Accepts and serves until `drain` begins, then until the last connection has ended or the deadline has passed.
+pub(crate) async fn run(worker: Arc<Worker>, listener: TcpListener, drain: Drain) {
+    let slots = Arc::new(Semaphore::new(worker.endpoint.limits.connections_max as usize));
+    let connections = TaskTracker::new();
+    loop {
+        // A slot is taken before a connection is: what exceeds the limit waits in the kernel's backlog.
+        let slot = tokio::select! {
+            slot = Arc::clone(&slots).acquire_owned() => slot,
+            () = drain.begun() => break,
+        };
+        let Ok(slot) = slot else { break };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.begun() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let (worker, drain) = (Arc::clone(&worker), drain.clone());
+                connections.spawn(async move {
+                    connection(worker, stream, drain).await;
+                    drop(slot);
+                });
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    tokio::select! {
+        () = connections.wait() => {}
+        // Streams end themselves at the deadline; this is for those whose client does not read.
+        () = async { drain.expired().await; tokio::time::sleep(FLUSH_TIMEOUT).await } => {}
+    }
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
+async fn connection(worker: Arc<Worker>, stream: TcpStream, drain: Drain) {
+    let _present = worker.metrics.connection();
+    // Without it the kernel holds small events back for the client's acknowledgement, up to 40 ms each.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "no TCP_NODELAY");
+    }
+    let service = service_fn(|request| {
+        let (worker, drain) = (Arc::clone(&worker), drain.clone());
+        async move { Ok::<_, Infallible>(route::answer(&worker, request, drain).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = drain.begun() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // A client that goes away is no event for a person; the turn's own report says what was lost.
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// Waits for SIGTERM or SIGINT.
+pub(crate) async fn stop_signal() -> io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,225 @@
+//! Connections to the provider: pooled, over TLS where the URL says so, TCP_NODELAY set, redirects never followed.
+
+use std::error::Error as _;
+use std::fmt::Write;
+use std::time::Duration;
+
+use bytes::Bytes;
+use codex_control::endpoint::Endpoint;
+use codex_control::tables::AuthKind;
+use codex_control::{Secret, redact};
+use codex_translate::{Call, Failure, FailureClass};
+use http::{HeaderName, HeaderValue, Method, Request, Response, Uri, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{self, Client};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::OnceCell;
+
+/// Idle connections kept to the provider: a Codex session has a few requests at once.
+const IDLE_CONNECTIONS_MAX: usize = 16;
+/// How long an idle connection is kept: below what load balancers commonly allow (60 s and more).
+const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(50);
+/// Largest error body that is read.
+const ERROR_BODY_BYTES_MAX: usize = 256 * 1024;
+/// Time for an error body to arrive.
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+const USER_AGENT: &str = concat!("codex-supervisor/", env!("CARGO_PKG_VERSION"));
+
+/// The provider of one endpoint.
+pub(crate) struct Upstream {
+    base_url: String,
+    auth: AuthKind,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    connect_timeout: Duration,
+    client: OnceCell<AnyClient>,
+}
+
+enum AnyClient {
+    Plain(Client<HttpConnector, Full<Bytes>>),
+    Tls(Client<HttpsConnector<HttpConnector>, Full<Bytes>>),
+}
+
+impl Upstream {
+    pub(crate) fn new(endpoint: &Endpoint) -> Self {
+        let headers = endpoint
+            .headers
+            .iter()
+            // Both were checked when the endpoint was resolved.
+            .filter_map(|(name, value)| Some((name.parse().ok()?, HeaderValue::try_from(value).ok()?)))
+            .collect();
+        Self {
+            base_url: endpoint.base_url.clone(),
+            auth: endpoint.auth,
+            headers,
+            connect_timeout: Duration::from_secs(endpoint.limits.connect_timeout_s),
+            client: OnceCell::new(),
+        }
+    }
+
+    /// Sends `call` with `body` and waits for the head of the answer, however long that takes: the caller sets the deadline.
+    ///
+    /// # Errors
+    /// A [`Failure`] of class `Network` when there was no answer.
+    pub(crate) async fn post(
+        &self,
+        call: &Call,
+        body: Bytes,
+        key: Option<&Secret>,
+    ) -> Result<Response<Incoming>, Failure> {
+        let mut request = self.request(Method::POST, &call.path, call.query.as_deref(), key)?;
+        let headers = request.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
+        for (name, value) in &call.headers {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        }
+        *request.body_mut() = Full::new(body);
+        self.send(request).await
+    }
+
+    /// Asks for `path` below the base URL.
+    pub(crate) async fn get(&self, path: &str, key: Option<&Secret>) -> Result<Response<Incoming>, Failure> {
+        let mut request = self.request(Method::GET, path, None, key)?;
+        request
+            .headers_mut()
+            .insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        self.send(request).await
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        query: Option<&str>,
+        key: Option<&Secret>,
+    ) -> Result<Request<Full<Bytes>>, Failure> {
+        let mut url = String::with_capacity(self.base_url.len() + path.len() + 64);
+        url.push_str(&self.base_url);
+        url.push_str(path);
+        if let Some(query) = query {
+            let _ = write!(url, "?{query}"); // writing to a String cannot fail
+        }
+        let uri: Uri = url
+            .parse()
+            .map_err(|error| network(format!("`{url}` is not a URL: {error}")))?;
+        let mut request = Request::new(Full::default());
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        let headers = request.headers_mut();
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        for (name, value) in &self.headers {
+            headers.insert(name.clone(), value.clone());
+        }
+        if let Some(key) = key {
+            let (name, text) = match self.auth {
+                AuthKind::Bearer => (header::AUTHORIZATION, format!("Bearer {}", key.expose())),
+                AuthKind::XApiKey => (HeaderName::from_static("x-api-key"), key.expose().clone()),
+                AuthKind::None => return Ok(request),
+            };
+            // Keys are checked for characters a header cannot hold when they are read.
+            if let Ok(mut value) = HeaderValue::try_from(text) {
+                value.set_sensitive(true);
+                headers.insert(name, value);
+            }
+        }
+        Ok(request)
+    }
+
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failure> {
+        let client = self.client.get_or_try_init(|| self.connect()).await?;
+        let answer = match client {
+            AnyClient::Plain(client) => client.request(request).await,
+            AnyClient::Tls(client) => client.request(request).await,
+        };
+        answer.map_err(|error| self.unreachable(&error))
+    }
+
+    /// Prepares the client ahead of the first request, so that it does not wait for certificates to be read.
+    pub(crate) async fn prepare(&self) {
+        // A failure is told to the request that needs it.
+        let _ = self.client.get_or_try_init(|| self.connect()).await;
+    }
+
+    async fn connect(&self) -> Result<AnyClient, Failure> {
+        let mut http = HttpConnector::new();
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(self.connect_timeout));
+        http.set_keepalive(Some(Duration::from_secs(60)));
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder
+            .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            .pool_timer(TokioTimer::new())
+            .timer(TokioTimer::new());
+        if self.base_url.starts_with("http://") {
+            return Ok(AnyClient::Plain(builder.build(http)));
+        }
+        http.enforce_http(false);
+        let config = tokio::task::spawn_blocking(tls_config)
+            .await
+            .map_err(|error| network(error.to_string()))??;
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(config)
+            .https_only()
+            .enable_http1()
+            .wrap_connector(http);
+        Ok(AnyClient::Tls(builder.build(https)))
+    }
+
+    fn unreachable(&self, error: &legacy::Error) -> Failure {
+        let mut causes = String::new();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            let text = cause.to_string();
+            if !causes.contains(&text) {
+                let _ = write!(causes, ": {text}");
+            }
+            source = cause.source();
+        }
+        let what = if error.is_connect() {
+            "cannot be reached"
+        } else {
+            "closed the connection"
+        };
+        network(format!("the provider at {} {what}{causes}", self.base_url))
+    }
+}
+
+/// Reads the body of an error answer, as much of it as is of use.
+pub(crate) async fn error_body(body: Incoming) -> Bytes {
+    let limited = Limited::new(body, ERROR_BODY_BYTES_MAX).collect();
+    match tokio::time::timeout(ERROR_BODY_TIMEOUT, limited).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(_)) | Err(_) => Bytes::new(),
+    }
+}
+
+/// A failure without an answer.
+pub(crate) fn network(message: String) -> Failure {
+    Failure::new(FailureClass::Network, redact::redact(&message).into_owned())
+}
+
+/// The roots that Mozilla trusts and those that this machine trusts: company proxies bring their own.
+fn tls_config() -> Result<rustls::ClientConfig, Failure> {
+    let mut roots = rustls::RootCertStore {
+        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+    };
+    let native = rustls_native_certs::load_native_certs();
+    for error in &native.errors {
+        tracing::debug!(%error, "a certificate of this machine was left out");
+    }
+    roots.add_parsable_certificates(native.certs);
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| network(format!("TLS cannot be set up: {error}")))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(config)
+}

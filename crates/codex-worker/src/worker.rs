@@ -1,0 +1,78 @@
+//! What all requests of a worker share.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use codex_control::Secret;
+use codex_control::endpoint::Endpoint;
+use codex_control::ipc::{Assignment, FromWorker};
+use codex_control::tables::Tables;
+use codex_control::token::{self, SEAL_KEY_BYTES, TokenError};
+use tokio::sync::mpsc;
+
+use crate::credential::Credential;
+use crate::metrics::Metrics;
+use crate::models::Models;
+use crate::upstream::Upstream;
+
+/// One worker. Everything in it is either constant or guards itself.
+pub(crate) struct Worker {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) tables: Tables,
+    pub(crate) token: Secret,
+    pub(crate) seal_key: [u8; SEAL_KEY_BYTES],
+    pub(crate) address: SocketAddr,
+    pub(crate) credential: Credential,
+    pub(crate) upstream: Upstream,
+    pub(crate) models: Models,
+    pub(crate) metrics: Metrics,
+    pub(crate) started_at: Instant,
+    reports: mpsc::Sender<FromWorker>,
+}
+
+impl Worker {
+    /// Prepares a worker; nothing is connected yet.
+    pub(crate) fn new(
+        assignment: Assignment,
+        tables: Tables,
+        address: SocketAddr,
+        reports: mpsc::Sender<FromWorker>,
+    ) -> Result<Arc<Self>, TokenError> {
+        let Assignment {
+            endpoint,
+            token_file,
+            credential_file,
+            seal_key_file,
+            models_cache_file,
+            config_folder: _,
+        } = assignment;
+        Ok(Arc::new(Self {
+            token: token::ensure_token(&token_file)?,
+            seal_key: token::ensure_seal_key(&seal_key_file)?,
+            credential: Credential::new(&endpoint, credential_file),
+            upstream: Upstream::new(&endpoint),
+            models: Models::new(&endpoint, models_cache_file),
+            metrics: Metrics::default(),
+            started_at: Instant::now(),
+            endpoint,
+            tables,
+            address,
+            reports,
+        }))
+    }
+
+    /// Tells the supervisor. When it is away for so long that the queue is full, the report is dropped and counted:
+    /// reports are for people and statistics, requests are not delayed for them.
+    pub(crate) fn report(&self, report: FromWorker) {
+        if self.reports.try_send(report).is_err() {
+            self.metrics.report_dropped();
+        }
+    }
+}
+
+/// Unix time in milliseconds.
+pub(crate) fn now_unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

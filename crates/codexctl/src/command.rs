@@ -1,0 +1,120 @@
+//! The command line. Each command is a file: its arguments, what it does, what it prints.
+
+mod completions;
+mod endpoint;
+mod launch;
+mod login;
+mod logout;
+mod logs;
+mod models;
+mod presets;
+mod rpc;
+mod run;
+mod status;
+mod token;
+
+use clap::{Parser, Subcommand};
+use codex_control::EndpointId;
+
+use crate::failure::Failure;
+use crate::{Context, daemon};
+
+/// Runs Codex on any provider, and keeps it running.
+#[derive(Debug, Parser)]
+#[command(
+    name = "codexctl",
+    version,
+    after_help = "Example:
+  codexctl endpoint add --preset zai-coding    # asks for the key
+  codexctl launch cli --endpoint zai-coding    # starts Codex on it
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 supervisor not reachable"
+)]
+pub(crate) struct Arguments {
+    /// Print JSON, for programs
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Status(status::Arguments),
+    #[command(subcommand)]
+    Endpoint(endpoint::Command),
+    Presets(presets::Arguments),
+    Models(models::Arguments),
+    Login(login::Arguments),
+    Logout(logout::Arguments),
+    Start(run::StartArguments),
+    Stop(run::StopArguments),
+    Restart(run::RestartArguments),
+    #[command(subcommand)]
+    Launch(launch::Command),
+    Token(token::Arguments),
+    Logs(logs::Arguments),
+    Rpc(rpc::Arguments),
+    Completions(completions::Arguments),
+    /// Starts the supervisor in a session of its own; for `codexctl` itself
+    #[command(hide = true)]
+    Detach,
+}
+
+/// Names an endpoint.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct EndpointArgument {
+    /// Id of the endpoint, as in `codexctl endpoint list`
+    #[arg(value_name = "ENDPOINT")]
+    id: EndpointId,
+}
+
+/// Does what `command` says.
+pub(crate) fn run(ctx: &Context, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Status(_) => status::run(ctx),
+        Command::Endpoint(command) => endpoint::run(ctx, command),
+        Command::Presets(_) => presets::run(ctx),
+        Command::Models(arguments) => models::run(ctx, &arguments),
+        Command::Login(arguments) => login::run(ctx, &arguments),
+        Command::Logout(arguments) => logout::run(ctx, &arguments),
+        Command::Start(arguments) => run::start(ctx, &arguments),
+        Command::Stop(arguments) => run::stop(ctx, &arguments),
+        Command::Restart(arguments) => run::restart(ctx, &arguments),
+        Command::Launch(command) => launch::run(ctx, &command),
+        Command::Token(arguments) => token::run(ctx, &arguments),
+        Command::Logs(arguments) => logs::run(ctx, &arguments),
+        Command::Rpc(arguments) => rpc::run(ctx, &arguments),
+        Command::Completions(arguments) => completions::run(ctx, &arguments),
+        Command::Detach => daemon::detach(ctx),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_each_command_has_an_example() {
+        let mut root = Arguments::command();
+        root.build();
+        root.clone().debug_assert();
+        let mut commands = vec![&root];
+        while let Some(command) = commands.pop() {
+            commands.extend(
+                command
+                    .get_subcommands()
+                    .filter(|sub| sub.get_name() != "help" && !sub.is_hide_set()),
+            );
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "`{}` has no example", command.get_name());
+            assert!(
+                command.get_about().is_some(),
+                "`{}` says not what it does",
+                command.get_name()
+            );
+        }
+    }
+}

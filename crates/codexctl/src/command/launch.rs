@@ -1,0 +1,123 @@
+//! `codexctl launch cli`: Codex on one of our endpoints, without a change to its configuration file.
+//!
+//! The endpoint is woken and must be healthy before Codex starts. Then this process becomes Codex: no process in
+//! between, the person's terminal, signals and exit code are Codex's own.
+
+mod overrides;
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command as Process;
+
+use clap::Subcommand;
+use codex_control::EndpointId;
+use codex_control::environment;
+
+use crate::command::launch::overrides::Launch;
+use crate::failure::Failure;
+use crate::{Context, daemon, probe, program};
+
+/// Starts Codex on an endpoint
+#[derive(Clone, Debug, Subcommand)]
+#[command(after_help = "Example:
+  codexctl launch cli --endpoint zai")]
+pub(crate) enum Command {
+    Cli(CliArguments),
+}
+
+/// Starts the Codex CLI on an endpoint, once the endpoint is healthy
+///
+/// `~/.codex/config.toml` is not changed. What stands behind `--` is given to Codex as it is.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:
+  codexctl launch cli
+  codexctl launch cli --endpoint zai --model glm-4.7
+  codexctl launch cli --endpoint zai -- exec \"explain this folder\"
+  codexctl launch cli --endpoint zai -- resume --last")]
+pub(crate) struct CliArguments {
+    /// The endpoint; without it, the default one
+    #[arg(long, short, value_name = "ENDPOINT")]
+    endpoint: Option<EndpointId>,
+    /// The model; without it, the endpoint's default one
+    #[arg(long, short, value_name = "MODEL", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    model: Option<String>,
+    /// Arguments for Codex
+    #[arg(last = true, value_name = "ARGS")]
+    arguments: Vec<OsString>,
+}
+
+pub(crate) fn run(ctx: &Context, command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Cli(arguments) => cli(ctx, arguments),
+    }
+}
+
+fn cli(ctx: &Context, arguments: &CliArguments) -> Result<(), Failure> {
+    let codex = find_codex(ctx)?;
+    let own =
+        program::own_path().map_err(|error| Failure::new(format!("this program's own path is unknown: {error}")))?;
+    let own = own.to_str().ok_or_else(|| {
+        Failure::new(format!(
+            "the path of this program, `{}`, is not UTF-8 text, so Codex cannot call it",
+            own.display()
+        ))
+        .hint("install it elsewhere")
+    })?;
+    let mut client = daemon::connect_or_start(ctx, daemon::START_TIMEOUT)?;
+    let status = probe::wake(
+        &mut client,
+        arguments.endpoint.as_ref(),
+        probe::WAKE_TIMEOUT,
+        probe::WAKE_MARGIN,
+    )?;
+    // Codex would inherit nothing of it, but this process may live for days.
+    drop(client);
+    let address = status
+        .address
+        .ok_or_else(|| Failure::new(format!("endpoint `{}` has no address", status.id)))?;
+    let launch = Launch {
+        endpoint: &status.id,
+        name: &status.name,
+        address,
+        protocol: status.protocol,
+        model: arguments.model.as_deref().or(status.default_model.as_deref()),
+        codexctl: own,
+    };
+    let mut command = Process::new(&codex);
+    for value in launch.overrides() {
+        command.arg("-c").arg(value);
+    }
+    command.args(&arguments.arguments);
+    let [upper, lower] = environment::NO_PROXY;
+    let (value, other) = (ctx.environment.get_str(upper), ctx.environment.get_str(lower));
+    command.env(upper, overrides::without_proxy(value.or(other)));
+    command.env(lower, overrides::without_proxy(other.or(value)));
+    let error = command.exec();
+    Err(Failure::new(format!(
+        "Codex (`{}`) cannot be started: {error}",
+        codex.display()
+    )))
+}
+
+/// Finds Codex: where the person says, else on the `PATH`.
+pub(crate) fn find_codex(ctx: &Context) -> Result<PathBuf, Failure> {
+    let named = ctx.environment.get(environment::CODEX);
+    match named {
+        Some(name) => program::find(&ctx.environment, name).ok_or_else(|| {
+            Failure::new(format!(
+                "`{}` names `{}`, which is no program",
+                environment::CODEX,
+                name.to_string_lossy()
+            ))
+            .hint(format!(
+                "name the path of Codex there, or unset `{}`",
+                environment::CODEX
+            ))
+        }),
+        None => program::find(&ctx.environment, "codex".as_ref()).ok_or_else(|| {
+            Failure::new("the Codex CLI was not found on the `PATH`")
+                .hint("install it with `npm install -g @openai/codex`")
+        }),
+    }
+}

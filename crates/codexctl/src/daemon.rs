@@ -1,0 +1,239 @@
+//! Reaching the supervisor, waking it when it sleeps, and ending it.
+//!
+//! A command that needs the supervisor starts it: by the service manager where our unit is installed, else as a process
+//! of its own session that no terminal and no caller can take along.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use codex_control::process::Process;
+use codex_control::rpc::DaemonStatus;
+use codex_control::settings::Settings;
+
+use crate::Context;
+use crate::client::{CALL_TIMEOUT, CallError, Client, pause, readable, wait_readable};
+use crate::failure::Failure;
+use crate::service::Service;
+use crate::{output, program};
+
+/// Time for a started supervisor to answer. It needs a fraction of a second; a busy machine needs patience.
+pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause between two looks for the socket of a supervisor that starts.
+const START_PAUSE: Duration = Duration::from_millis(10);
+/// Further time after the process we started has ended: another command may have started one at the same moment, and
+/// ours found the place taken.
+const RIVAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time for a stopping supervisor beyond the time it gives its workers.
+const STOP_MARGIN: Duration = Duration::from_secs(10);
+
+/// Connects to the supervisor, without starting it.
+///
+/// # Errors
+/// Exit code 3 when it does not run.
+pub(crate) fn connect(ctx: &Context) -> Result<Client, Failure> {
+    let not_running = || Failure::unreachable("the supervisor is not running").hint("start it with `codexctl start`");
+    if would_be_woken(ctx) {
+        return Err(not_running());
+    }
+    Client::connect(&ctx.paths.control_socket())?.ok_or_else(not_running)
+}
+
+/// Connects to the supervisor, starting it when it does not run.
+pub(crate) fn connect_or_start(ctx: &Context, timeout: Duration) -> Result<Client, Failure> {
+    if let Some(client) = Client::connect(&ctx.paths.control_socket())? {
+        return Ok(client);
+    }
+    output::note("the supervisor is not running: starting it");
+    start(ctx, timeout)
+}
+
+/// Starts the supervisor and waits until it answers.
+///
+/// # Errors
+/// Exit code 3, with what is known about the reason.
+pub(crate) fn start(ctx: &Context, timeout: Duration) -> Result<Client, Failure> {
+    let deadline = Instant::now() + timeout;
+    let started = match Service::find(&ctx.paths, &ctx.environment) {
+        Some(service) => {
+            service.control("start", timeout)?;
+            None
+        }
+        None => Some(spawn(timeout)?),
+    };
+    let mut given_up_at = deadline;
+    let mut watched = started.as_ref();
+    loop {
+        if let Some(mut client) = Client::connect(&ctx.paths.control_socket())? {
+            let left = deadline.saturating_duration_since(Instant::now());
+            return match client.call_raw("daemon.status", (), left) {
+                // An error is an answer, too: it runs.
+                Ok(_) | Err(CallError::Refused(_)) => Ok(client),
+                Err(CallError::Lost(failure)) => Err(failure),
+            };
+        }
+        if Instant::now() >= given_up_at {
+            let what = if started.is_some() && watched.is_none() {
+                "the supervisor ended right after its start".to_owned()
+            } else {
+                format!("the supervisor does not answer {} s after its start", timeout.as_secs())
+            };
+            let hint = "`codex-supervisor --foreground` shows why; `codexctl logs` shows what it did last";
+            return Err(Failure::unreachable(what).hint(hint));
+        }
+        match watched {
+            Some(process) if wait_readable(&mut [readable(process)], START_PAUSE) => {
+                watched = None;
+                given_up_at = deadline.min(Instant::now() + RIVAL_TIMEOUT);
+            }
+            Some(_) => {}
+            None => pause(START_PAUSE),
+        }
+    }
+}
+
+/// Starts a supervisor that belongs to nobody, and holds it until it answers.
+///
+/// A program in between makes the session ([`detach`]) and ends at once, so that the supervisor is no child of ours:
+/// `launch cli` becomes Codex in this very process, which would be its parent then.
+fn spawn(timeout: Duration) -> Result<Process, Failure> {
+    let failed = |reason: String| Failure::unreachable(format!("the supervisor cannot be started: {reason}"));
+    let own = program::own_path().map_err(|error| failed(error.to_string()))?;
+    let output =
+        program::output_within(Command::new(own).arg("detach"), timeout).map_err(|error| failed(error.to_string()))?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    match printed
+        .trim()
+        .parse()
+        .ok()
+        .filter(|_| output.status.success())
+        .map(Process::open)
+    {
+        Some(Ok(process)) => Ok(process),
+        Some(Err(_)) => Err(failed("it ended at once".to_owned()).hint("`codex-supervisor --foreground` shows why")),
+        None => {
+            let said = program::first_line(&output.stderr);
+            let hint = "install it beside `codexctl`: `scripts/install.sh` does";
+            Err(failed(said.trim_start_matches("error: ").to_owned()).hint(hint))
+        }
+    }
+}
+
+/// Starts `codex-supervisor` in a session of its own and prints its process id.
+pub(crate) fn detach(ctx: &Context) -> Result<(), Failure> {
+    let program = program::find_own(&ctx.environment, "codex-supervisor")
+        .ok_or_else(|| Failure::new("there is no `codex-supervisor` beside this program or on the `PATH`"))?;
+    rustix::process::setsid().map_err(|error| Failure::new(format!("a session of its own cannot be made: {error}")))?;
+    let child = Command::new(&program)
+        .arg("--foreground")
+        // It keeps no folder busy, and no terminal; it writes its own log.
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| Failure::new(format!("`{}` cannot be started: {error}", program.display())))?;
+    output::plain(&child.id().to_string())
+}
+
+/// Ends the supervisor with everything it runs, and waits until it is gone; says whether there was one.
+pub(crate) fn stop(ctx: &Context) -> Result<bool, Failure> {
+    // The person's own limit for workers counts; settings that do not load leave the default in force.
+    let settings = Settings::load(&ctx.paths.settings()).unwrap_or_default();
+    let timeout = Duration::from_secs(settings.daemon.stop_timeout_s) + STOP_MARGIN;
+    if let Some(service) = Service::find(&ctx.paths, &ctx.environment)
+        && service.is_active()
+    {
+        service.control("stop", timeout)?;
+        return Ok(true);
+    }
+    if would_be_woken(ctx) {
+        return Ok(false);
+    }
+    let Some(mut client) = Client::connect(&ctx.paths.control_socket())? else {
+        return Ok(false);
+    };
+    let status: DaemonStatus = client.call("daemon.status", (), CALL_TIMEOUT).map_err(Failure::from)?;
+    // Held before it is asked to end: afterwards the number may be somebody else's.
+    let process = Process::open(status.pid);
+    match client.call_raw("daemon.stop", (), timeout) {
+        // It may be gone before it has said so.
+        Ok(_) | Err(CallError::Lost(_)) => {}
+        Err(CallError::Refused(error)) => return Err(error.into()),
+    }
+    match process {
+        Ok(process) if !wait_readable(&mut [readable(&process)], timeout) => Err(Failure::new(format!(
+            "the supervisor (pid {}) was asked to stop and still runs after {} s",
+            status.pid,
+            timeout.as_secs()
+        ))
+        .hint("`codexctl logs` shows what it waits for")),
+        _ => Ok(true),
+    }
+}
+
+/// Ends the supervisor, if it runs, and starts it.
+pub(crate) fn restart(ctx: &Context) -> Result<Client, Failure> {
+    if let Some(service) = Service::find(&ctx.paths, &ctx.environment)
+        && service.is_active()
+    {
+        let settings = Settings::load(&ctx.paths.settings()).unwrap_or_default();
+        let stop_timeout = Duration::from_secs(settings.daemon.stop_timeout_s) + STOP_MARGIN;
+        service.control("restart", stop_timeout + START_TIMEOUT)?;
+    } else {
+        stop(ctx)?;
+    }
+    match Client::connect(&ctx.paths.control_socket())? {
+        Some(client) => Ok(client),
+        None => start(ctx, START_TIMEOUT),
+    }
+}
+
+/// Whether the control socket is systemd's at the moment, so that connecting to it would start the supervisor.
+fn would_be_woken(ctx: &Context) -> bool {
+    let is_activated_by_socket =
+        || Service::find(&ctx.paths, &ctx.environment).is_some_and(|service| service.has_socket_unit());
+    !is_locked(ctx) && is_activated_by_socket()
+}
+
+/// Whether somebody holds the supervisor's lock. Looked up instead of tried: a lock taken for a moment could make a
+/// starting supervisor believe that there is another one.
+fn is_locked(ctx: &Context) -> bool {
+    let Ok(metadata) = fs::metadata(ctx.paths.lock()) else {
+        return false;
+    };
+    let Ok(locks) = fs::read_to_string("/proc/locks") else {
+        return true;
+    };
+    is_listed(&locks, metadata.ino())
+}
+
+/// Whether `locks`, the content of `/proc/locks`, has a lock on the file `inode`.
+///
+/// `1: FLOCK  ADVISORY  WRITE 5120 00:1b:4711 0 EOF`. Devices are not compared: some file systems (btrfs, overlayfs)
+/// show another device there than `stat` does.
+fn is_listed(locks: &str, inode: u64) -> bool {
+    let suffix = format!(":{inode}");
+    locks
+        .lines()
+        .any(|line| line.split_ascii_whitespace().any(|field| field.ends_with(&suffix)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_held_lock_is_seen() {
+        let locks = "1: FLOCK  ADVISORY  WRITE 5120 00:1b:4711 0 EOF\n2: POSIX  ADVISORY  READ 7 08:01:99 0 EOF\n";
+        assert!(is_listed(locks, 4711) && is_listed(locks, 99));
+        assert!(!is_listed(locks, 711) && !is_listed(locks, 1));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let inode = file.as_file().metadata().unwrap().ino();
+        let is_held = || is_listed(&fs::read_to_string("/proc/locks").unwrap(), inode);
+        assert!(!is_held());
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        assert!(is_held());
+    }
+}

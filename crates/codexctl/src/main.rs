@@ -1,0 +1,64 @@
+//! The operator's hand: one command, a few calls to the supervisor, an answer in milliseconds.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`command`] | the command line; one file per command |
+//! | [`client`], [`daemon`], [`service`] | talking to the supervisor, waking and ending it |
+//! | [`probe`], [`http`] | trying an endpoint out, asking its worker |
+//! | [`key`] | where a key comes from |
+//! | [`program`] | finding other programs, running them for a moment |
+//! | [`output`], [`text`], [`failure`] | what is printed, for people and for programs |
+//!
+//! Deliberately absent: an asynchronous runtime, logging, an HTTP client library. A command that Codex runs before a
+//! request must not cost more than the request.
+
+mod client;
+mod command;
+mod daemon;
+mod failure;
+mod http;
+mod key;
+mod output;
+mod probe;
+mod program;
+mod service;
+mod text;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use codex_control::environment::Environment;
+use codex_control::paths::Paths;
+
+use crate::command::Arguments;
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// What every command needs.
+pub(crate) struct Context {
+    pub(crate) environment: Environment,
+    pub(crate) paths: Paths,
+    pub(crate) output: Output,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let output = Output { json: arguments.json };
+    let environment = Environment::from_process();
+    let result = Paths::from_environment(&environment)
+        .map_err(|error| Failure::from_error(&error))
+        .and_then(|paths| {
+            command::run(
+                &Context {
+                    environment,
+                    paths,
+                    output,
+                },
+                arguments.command,
+            )
+        });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => ExitCode::from(output.failed(&failure)),
+    }
+}

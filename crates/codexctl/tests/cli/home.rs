@@ -1,0 +1,242 @@
+//! A home of its own for each test, and `codexctl` run in it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
+
+use codex_control::EndpointId;
+use codex_control::environment::Environment;
+use codex_control::paths::Paths;
+use serde_json::Value;
+
+/// Longest wait for something that happens within milliseconds on an idle machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A throw-away home.
+pub(crate) struct Home {
+    folder: tempfile::TempDir,
+    pub(crate) paths: Paths,
+    environment: BTreeMap<String, OsString>,
+    codexctl: PathBuf,
+}
+
+/// How a command ended and what it said.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Home {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().to_owned();
+        for name in ["home", "run", "bin"] {
+            fs::create_dir(root.join(name)).unwrap();
+        }
+        let mut environment = BTreeMap::new();
+        environment.insert("HOME".to_owned(), root.join("home").into());
+        environment.insert("XDG_RUNTIME_DIR".to_owned(), root.join("run").into());
+        // The tests' own programs first, then what scripts need.
+        let path = format!("{}:/usr/bin:/bin", root.join("bin").display());
+        environment.insert("PATH".to_owned(), path.into());
+        let paths = Paths::from_environment(&environment.clone().into_iter().collect::<Environment>()).unwrap();
+        fs::create_dir_all(paths.runtime_folder()).unwrap();
+        Self {
+            folder,
+            paths,
+            environment,
+            codexctl: env!("CARGO_BIN_EXE_codexctl").into(),
+        }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn set(&mut self, name: &str, value: impl Into<OsString>) {
+        self.environment.insert(name.to_owned(), value.into());
+    }
+
+    /// Puts a shell script on the `PATH`.
+    pub(crate) fn program(&self, name: &str, script: &str) -> PathBuf {
+        write_script(&self.root().join("bin").join(name), script)
+    }
+
+    /// Runs `codexctl` from a folder of its own, so that it finds only what the test puts beside it.
+    pub(crate) fn install_codexctl(&mut self, folder: &str) -> PathBuf {
+        let folder = self.root().join(folder);
+        fs::create_dir_all(&folder).unwrap();
+        self.codexctl = folder.join("codexctl");
+        fs::copy(env!("CARGO_BIN_EXE_codexctl"), &self.codexctl).unwrap();
+        folder
+    }
+
+    pub(crate) fn codexctl(&self) -> &Path {
+        &self.codexctl
+    }
+
+    /// `codexctl ARGUMENTS` in this home, not started yet.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.codexctl);
+        command
+            .args(arguments)
+            .env_clear()
+            .envs(&self.environment)
+            .current_dir(self.root())
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
+        self.command(arguments).output().unwrap().into()
+    }
+
+    pub(crate) fn run_with_input(&self, arguments: &[&str], input: &str) -> Ended {
+        let mut command = self.command(arguments);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // A command that fails before it reads leaves a broken pipe, which is no concern of the test.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        child.wait_with_output().unwrap().into()
+    }
+
+    /// Starts `codexctl ARGUMENTS`, to be read line by line.
+    pub(crate) fn spawn(&self, arguments: &[&str]) -> Running {
+        let mut child = self
+            .command(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (lines_tx, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in stdout.lines() {
+                let Ok(line) = line else { break };
+                if lines_tx.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Running { child, lines }
+    }
+
+    /// Runs `codexctl ARGUMENTS` on a terminal of its own, typing `input`, and returns what the terminal showed.
+    pub(crate) fn run_on_terminal(&self, arguments: &[&str], input: &str) -> Ended {
+        let mut line = format!("'{}'", self.codexctl.display());
+        for argument in arguments {
+            line.push_str(&format!(" '{argument}'"));
+        }
+        let mut command = Command::new("script");
+        command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+        command.env_clear().envs(&self.environment).current_dir(self.root());
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap().into()
+    }
+
+    pub(crate) fn write_settings(&self, text: &str) {
+        fs::create_dir_all(self.paths.config_folder()).unwrap();
+        fs::write(self.paths.settings(), text).unwrap();
+    }
+
+    /// Makes the local token of `endpoint`, as its worker does.
+    pub(crate) fn make_token(&self, endpoint: &str) -> String {
+        codex_control::token::ensure_token(&self.paths.token(&id(endpoint)))
+            .unwrap()
+            .expose()
+            .clone()
+    }
+
+    /// The stored credential of `endpoint` and its mode.
+    pub(crate) fn credential(&self, endpoint: &str) -> Option<(String, u32)> {
+        let path = self.paths.credential(&id(endpoint));
+        let mode = fs::metadata(&path).ok()?.permissions().mode() & 0o777;
+        Some((fs::read_to_string(path).unwrap(), mode))
+    }
+}
+
+pub(crate) fn id(text: &str) -> EndpointId {
+    text.parse().unwrap()
+}
+
+pub(crate) fn write_script(path: &Path, script: &str) -> PathBuf {
+    fs::write(path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    path.to_owned()
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+impl Ended {
+    /// Stdout of a command that succeeded.
+    #[track_caller]
+    pub(crate) fn succeeded(&self) -> &str {
+        assert_eq!(self.code, Some(0), "{self:#?}");
+        &self.stdout
+    }
+
+    /// Stdout of a command that succeeded, as JSON.
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(self.succeeded()).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
+    }
+
+    /// Checks that the command failed with `code`, printed no data, and said exactly this.
+    #[track_caller]
+    pub(crate) fn failed(&self, code: i32, message: &str, hint: Option<&str>) {
+        let hint = hint.map(|hint| format!("  hint: {hint}\n")).unwrap_or_default();
+        let expected = Self {
+            code: Some(code),
+            stdout: String::new(),
+            stderr: format!("error: {message}\n{hint}"),
+        };
+        assert_eq!(self, &expected);
+    }
+}
+
+/// A command that goes on.
+pub(crate) struct Running {
+    pub(crate) child: Child,
+    lines: Receiver<String>,
+}
+
+impl Running {
+    /// The next line it prints.
+    #[track_caller]
+    pub(crate) fn line(&self) -> String {
+        self.lines.recv_timeout(PATIENCE).expect("a line is printed")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Measures the release build and prints one table: memory, start, `codexctl status`, and the time to the first word
+# through a worker beside the provider spoken to directly and a plain hyper pass-through. Takes about a minute.
+#
+#   scripts/bench.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/packages.sh
+. scripts/packages.sh
+
+ensure_rust
+ensure_packages cc:gcc git:git
+cargo build --release --locked --package codex-worker --package codex-supervisor --package codexctl --package e2e --bins
+"${CARGO_TARGET_DIR:-target}/release/bench"

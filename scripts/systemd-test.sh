@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Shows that the product works as a user service: ready by notify, Codex works under it, a stop leaves nothing.
+# The steps run in scripts/systemd-sandbox, as a user who has nothing but the programs.
+#
+#   scripts/systemd-test.sh FOLDER_WITH_PROGRAMS CODEX_PROGRAM
+set -euo pipefail
+
+fail() {
+  echo "FAILED: $*" >&2
+  systemctl --user status --no-pager --full codex-supervisor >&2 || true
+  tail -n 50 "$HOME"/.local/state/codex-supervisor/logs/*.log >&2 || true
+  exit 1
+}
+
+processes() { ps -u "$(id -u)" -o pid=,args= | grep -E 'codex-(supervisor|worker)' | grep -v grep || true; }
+
+inside() {
+  export PATH=$HOME/.local/bin:/sandbox/node:$PATH CODEX_SUPERVISOR_CODEX=$1 NO_PROXY=127.0.0.1,localhost
+  # What install.sh does, for programs that are built already.
+  install -D -m 755 -t "$HOME/.local/bin" /sandbox/bin/codex-supervisor /sandbox/bin/codex-worker /sandbox/bin/codexctl
+  install -D -m 644 -t "$HOME/.config/systemd/user" /sandbox/systemd/codex-supervisor.service /sandbox/systemd/codex-supervisor.socket
+  mkdir -p "$HOME/.codex" "$HOME/work"
+  printf 'check_for_update_on_startup = false\n[analytics]\nenabled = false\n[features]\nplugins = false\napps = false\n' > "$HOME/.codex/config.toml"
+  systemctl --user daemon-reload
+
+  echo "== start"
+  systemctl --user start codex-supervisor || fail "the service does not start"
+  [ "$(systemctl --user show --property=Type --value codex-supervisor)" = notify ] || fail "the service is not of type notify"
+  [ "$(systemctl --user is-active codex-supervisor)" = active ] || fail "the service is not active"
+  echo "active, status: $(systemctl --user show --property=StatusText --value codex-supervisor)"
+
+  echo "== an endpoint at a scripted provider"
+  local provider_log=$HOME/provider.log address
+  /sandbox/bin/fake-provider --script /sandbox/scenarios/systemd.toml > "$provider_log" &
+  local provider=$!
+  for _ in {1..100}; do address=$(head -n 1 "$provider_log"); [ -z "$address" ] || break; sleep 0.1; done
+  echo test-key | codexctl endpoint add scripted --base-url "http://$address/v1" --protocol chat-completions --model scripted ||
+    fail "endpoint add"
+  codexctl status || fail "status"
+
+  echo "== Codex"
+  cd "$HOME/work"
+  codexctl launch cli --endpoint scripted -- exec --skip-git-repo-check --dangerously-bypass-approvals-and-sandbox "Make it." \
+    < /dev/null > "$HOME/codex.out" 2> "$HOME/codex.err" || { cat "$HOME/codex.out" "$HOME/codex.err" >&2; fail "Codex"; }
+  grep -q 'It is made.' "$HOME/codex.out" || { cat "$HOME/codex.out" "$HOME/codex.err" >&2; fail "Codex's answer"; }
+  [ "$(cat made.txt)" = 'made under systemd' ] || fail "the file was not made"
+  grep 'answered' "$provider_log"
+
+  echo "== restart"
+  systemctl --user restart codex-supervisor || fail "the service does not restart"
+  codexctl token scripted > /dev/null || fail "the endpoint does not come back after a restart"
+  [ "$(processes | grep -c codex-supervisor)" = 1 ] || fail "not one supervisor: $(processes)"
+
+  echo "== stop"
+  systemctl --user stop codex-supervisor.socket codex-supervisor || fail "the service does not stop"
+  [ "$(systemctl --user is-active codex-supervisor)" = inactive ] || fail "the service is not inactive"
+  [ -z "$(processes)" ] || fail "processes are left: $(processes)"
+  local left
+  left=$(find "$XDG_RUNTIME_DIR/codex-supervisor" -type s 2> /dev/null || true)
+  [ -z "$left" ] || fail "sockets are left: $left"
+  kill "$provider"
+  wait "$provider" || fail "the provider's script was not played: $(cat "$provider_log")"
+  echo "nothing is left"
+}
+
+if [ "${1:-}" = --inside ]; then
+  inside "$2"
+  exit
+fi
+
+programs=$(readlink -f "$1") codex=$(readlink -f "$2")
+cd "$(dirname "$0")/.."
+# The program lies somewhere below its node_modules; the whole of that is shown inside.
+node=$(dirname "$(node -p process.execPath)")
+modules=${codex%%/node_modules/*}/node_modules
+[ "$modules" != "$codex/node_modules" ] || { echo "error: $codex is no npm installation of Codex" >&2; exit 1; }
+exec scripts/systemd-sandbox --bind "$programs:/sandbox/bin" --bind "$PWD/systemd:/sandbox/systemd" \
+  --bind "$PWD/scripts:/sandbox/scripts" --bind "$PWD/tests/scenarios:/sandbox/scenarios" --bind "$modules:/sandbox/codex/node_modules" \
+  --bind "$node:/sandbox/node" -- \
+  /sandbox/scripts/systemd-test.sh --inside "/sandbox/codex/node_modules/${codex#"$modules"/}"

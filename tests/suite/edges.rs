@@ -1,0 +1,202 @@
+//! The arrows of the architecture, checked on what cargo resolves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::process::Command;
+
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package, PackageId};
+use e2e::home::workspace;
+
+fn metadata() -> Metadata {
+    // Only this platform's packages: the others were never downloaded by a build.
+    let rustc = Command::new("rustc").arg("-vV").output().expect("rustc can be run");
+    let version = String::from_utf8_lossy(&rustc.stdout).into_owned();
+    let host = version
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .expect("rustc names its host");
+    MetadataCommand::new()
+        .current_dir(workspace())
+        .other_options(["--locked", "--filter-platform", host].map(str::to_owned))
+        .exec()
+        .expect("the workspace is sound")
+}
+
+/// Direct dependencies of `package`, by name; those of its tests only when asked for.
+fn direct(package: &Package, with_tests: bool) -> BTreeSet<&str> {
+    let kinds = |kind| kind != DependencyKind::Development || with_tests;
+    package
+        .dependencies
+        .iter()
+        .filter(|dependency| kinds(dependency.kind))
+        .map(|dependency| dependency.name.as_str())
+        .collect()
+}
+
+/// Everything that `package` is built from.
+fn closure<'m>(metadata: &'m Metadata, package: &Package) -> BTreeSet<&'m str> {
+    let nodes: BTreeMap<_, _> = metadata
+        .resolve
+        .as_ref()
+        .expect("the metadata holds the graph")
+        .nodes
+        .iter()
+        .map(|node| (&node.id, node))
+        .collect();
+    let mut seen: BTreeSet<&PackageId> = BTreeSet::new();
+    let mut todo = vec![&package.id];
+    while let Some(id) = todo.pop() {
+        let built = |kind: &cargo_metadata::DepKindInfo| kind.kind != DependencyKind::Development;
+        for dependency in nodes[id]
+            .deps
+            .iter()
+            .filter(|dependency| dependency.dep_kinds.iter().any(built))
+        {
+            if seen.insert(&dependency.pkg) {
+                todo.push(&dependency.pkg);
+            }
+        }
+    }
+    metadata
+        .packages
+        .iter()
+        .filter(|package| seen.contains(&package.id))
+        .map(|package| package.name.as_str())
+        .collect()
+}
+
+fn set<'a>(names: &[&'a str]) -> BTreeSet<&'a str> {
+    names.iter().copied().collect()
+}
+
+/// What each of our packages may use of ours.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("codex-translate", &[]),
+    ("codex-control", &[]),
+    ("codex-incident", &["codex-control"]),
+    ("codex-worker", &["codex-control", "codex-translate"]),
+    ("codex-supervisor", &["codex-control", "codex-incident"]),
+    ("codexctl", &["codex-control"]),
+    ("e2e", &["codex-control"]),
+];
+
+#[test]
+fn arrows_point_down() {
+    let metadata = metadata();
+    let packages = metadata.workspace_packages();
+    let ours: BTreeSet<&str> = packages.iter().map(|package| package.name.as_str()).collect();
+    for package in &packages {
+        let (_, allowed) = ARROWS
+            .iter()
+            .find(|(name, _)| package.name == *name)
+            .unwrap_or_else(|| panic!("`{}` has no row", package.name));
+        let used: BTreeSet<&str> = direct(package, true).intersection(&ours).copied().collect();
+        assert!(
+            used.is_subset(&set(allowed)),
+            "`{}` uses {used:?}, may use {allowed:?}",
+            package.name
+        );
+    }
+}
+
+#[test]
+fn packages_with_one_home_stay_there() {
+    let metadata = metadata();
+    for (name, home) in [
+        ("bincode", "codex-control"),
+        ("toml_edit", "codex-control"),
+        ("rustls", "codex-worker"),
+        ("hyper-rustls", "codex-worker"),
+    ] {
+        for package in metadata.workspace_packages() {
+            assert!(
+                package.name == home || !direct(package, true).contains(name),
+                "`{}` uses {name}, which only {home} may",
+                package.name
+            );
+        }
+    }
+    for package in metadata.workspace_packages() {
+        if package.name != "codex-worker" {
+            let tls: Vec<&str> = closure(&metadata, package)
+                .intersection(&set(&["rustls", "ring", "aws-lc-rs", "openssl", "native-tls"]))
+                .copied()
+                .collect();
+            assert!(
+                tls.is_empty(),
+                "`{}` is built with {tls:?}: only the worker speaks TLS",
+                package.name
+            );
+        }
+    }
+}
+
+#[test]
+fn deciding_stays_apart_from_doing() {
+    let metadata = metadata();
+    let doing = set(&[
+        "tokio",
+        "hyper",
+        "mio",
+        "rustix",
+        "nix",
+        "getrandom",
+        "socket2",
+        "tracing-subscriber",
+        "tempfile",
+    ]);
+    for package in metadata.workspace_packages() {
+        if ["codex-translate", "codex-incident"].contains(&package.name.as_str()) {
+            let found: Vec<&str> = closure(&metadata, package).intersection(&doing).copied().collect();
+            assert!(found.is_empty(), "`{}` is built with {found:?}", package.name);
+        }
+    }
+}
+
+#[test]
+fn versions_and_lints_stand_once() {
+    let metadata = metadata();
+    let root: toml::Table = toml::from_str(&fs::read_to_string(workspace().join("Cargo.toml")).unwrap()).unwrap();
+    assert_eq!(
+        root["workspace"]["lints"]["rust"]["unsafe_code"].as_str(),
+        Some("forbid")
+    );
+    for package in metadata.workspace_packages() {
+        let manifest: toml::Table = toml::from_str(&fs::read_to_string(&package.manifest_path).unwrap()).unwrap();
+        assert_eq!(
+            manifest["lints"]["workspace"].as_bool(),
+            Some(true),
+            "`{}` does not take the workspace's lints",
+            package.name
+        );
+        for kind in ["dependencies", "dev-dependencies", "build-dependencies"] {
+            for (name, source) in manifest.get(kind).and_then(toml::Value::as_table).into_iter().flatten() {
+                assert_eq!(
+                    source.get("workspace").and_then(toml::Value::as_bool),
+                    Some(true),
+                    "`{}` gives {name} a version of its own",
+                    package.name
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_binary_codec_has_one_file() {
+    let mut users = Vec::new();
+    let mut folders = vec![workspace().join("crates")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs")
+                && fs::read_to_string(&path).unwrap().contains("bincode::")
+            {
+                users.push(path.strip_prefix(workspace()).unwrap().to_owned());
+            }
+        }
+    }
+    assert_eq!(users, [std::path::Path::new("crates/codex-control/src/ipc/frame.rs")]);
+}

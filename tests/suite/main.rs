@@ -1,0 +1,16 @@
+//! End-to-end tests; what they are made of is the library beside them.
+//!
+//! | suite | what it shows |
+//! |---|---|
+//! | `codex` | the real Codex CLI does each kind of work through real processes |
+//! | `survival` | a worker is killed under a running task, and Codex does not notice |
+//! | `bad_input` | every mistake gets a message for a person and the right answer for Codex |
+//! | `systemd` | under a real systemd: ready by notify, Codex works, a stop leaves nothing |
+//! | `edges` | who may depend on whom |
+//! | `provider` | the scripted provider is as strict, and as odd on the wire, as it claims |
+
+mod codex;
+mod edges;
+mod provider;
+mod survival;
+mod systemd;

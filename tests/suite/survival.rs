@@ -1,0 +1,108 @@
+//! A worker is killed under a running task: the listener stays, and Codex goes on.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, ScopedJoinHandle};
+use std::time::Duration;
+
+use codex_control::process::Process;
+use codex_control::rpc::EndpointState;
+use e2e::codex::Run;
+use e2e::home::{DEADLINE, PROVIDER_KEY, SandboxHome};
+use e2e::provider::{End, FakeProvider, Script, Step, When};
+use e2e::until::until;
+use rustix::process::Signal;
+
+/// Pause between two probes: at this rate the connections of a one-second gap still fit into the listener's backlog.
+const PROBE_INTERVAL: Duration = Duration::from_millis(2);
+
+/// What connecting again and again has shown.
+#[derive(Debug, Default)]
+struct Probes {
+    connected: usize,
+    failed: Vec<io::Error>,
+}
+
+/// Connects to `address` until `stop` is set. A refused connection is one for which nobody listens, so one failure
+/// here is one that Codex could have had.
+fn probe<'scope>(scope: &'scope thread::Scope<'scope, '_>, address: SocketAddr, stop: &'scope AtomicBool) -> ScopedJoinHandle<'scope, Probes> {
+    scope.spawn(move || {
+        let mut probes = Probes::default();
+        while !stop.load(Ordering::Relaxed) {
+            match TcpStream::connect_timeout(&address, DEADLINE) {
+                Ok(_) => probes.connected += 1,
+                Err(error) => probes.failed.push(error),
+            }
+            thread::park_timeout(PROBE_INTERVAL);
+        }
+        probes
+    })
+}
+
+/// Kills the worker and waits until another one serves.
+fn kill_worker(home: &SandboxHome) {
+    let before = home.wait_state("scripted", EndpointState::Running);
+    let worker = Process::open(before.worker_pid.expect("a running endpoint has a worker")).expect("the worker lives");
+    assert!(worker.signal(Signal::KILL).expect("the worker is ours"));
+    until("another worker", DEADLINE, || {
+        let now = home.endpoint("scripted");
+        (now.state == EndpointState::Running && now.worker_pid != before.worker_pid).then_some(())
+    });
+}
+
+#[test]
+fn a_task_completes_though_each_of_its_streams_is_killed_once() {
+    let provider = FakeProvider::start(
+        Script::new()
+            .key(PROVIDER_KEY)
+            .turn(When::user("Write."), [Step::text("I will write"), Step::hold("one")])
+            .turn(When::user("Write."), [Step::text("I will write it."), Step::shell("echo written >> file.txt; echo done-one")])
+            .turn(When::tool("done-one"), [Step::reasoning("It went"), Step::hold("two")])
+            .turn(When::tool("done-one"), [Step::shell("echo again >> file.txt; echo done-two")])
+            .turn(When::tool("done-two"), [Step::text("Both lines are"), Step::hold("three")])
+            .turn(When::tool("done-two"), [Step::text("Both lines are there.")]),
+    );
+    let home = SandboxHome::with_provider(&provider);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let probes = probe(scope, home.address("scripted"), &stop);
+        let codex = home.start_exec(&["Write."]);
+        for gate in ["one", "two", "three"] {
+            provider.wait_held(gate, DEADLINE);
+            kill_worker(&home);
+        }
+        let run = Run::finish(codex);
+        stop.store(true, Ordering::Relaxed);
+        let probes = probes.join().expect("the probe does not panic");
+        // Codex says that it reconnects, since a stream was open; it does so without finding a closed port.
+        assert_eq!(run.code, 0, "{}", run.shown());
+        assert!(!run.stderr.contains("refused") && !run.stdout.contains("waiting for network"), "{}", run.shown());
+        assert_eq!(run.answer(), "Both lines are there.", "{}", run.shown());
+        assert_eq!(home.read("work/file.txt"), "written\nagain\n", "each command ran once");
+        assert!(probes.failed.is_empty() && probes.connected > 100, "{probes:?}");
+        println!("{} connections during three kills, none refused", probes.connected);
+    });
+    let requests = provider.assert_played();
+    let ends: Vec<_> = requests.iter().map(|request| request.end).collect();
+    assert_eq!(ends, [End::ClientGone, End::Complete].repeat(3).into_iter().map(Some).collect::<Vec<_>>());
+    assert_eq!(home.endpoint("scripted").restarts_total, 3);
+}
+
+#[test]
+fn a_kill_between_two_requests_is_not_noticed_at_all() {
+    let provider = FakeProvider::start(
+        Script::new()
+            .key(PROVIDER_KEY)
+            .turn(When::user("Wait."), [Step::shell("until [ -e go ]; do sleep 0.02; done; echo went")])
+            .turn(When::tool("went"), [Step::text("It went.")]),
+    );
+    let home = SandboxHome::with_provider(&provider);
+    let codex = home.start_exec(&["Wait."]);
+    until("the end of the first answer", DEADLINE, || provider.requests().first()?.end);
+    kill_worker(&home);
+    home.write("work/go", "");
+    let run = Run::finish(codex);
+    run.assert_clean(&provider);
+    assert_eq!(run.answer(), "It went.");
+}
