@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 /// How long a key from a file is used before the file is looked at again.
 const FILE_AGE_MAX: Duration = Duration::from_secs(5);
 /// How long a printed key is used: the program may ask a person or a slow vault.
-const COMMAND_AGE_MAX: Duration = Duration::from_secs(600);
+const COMMAND_AGE_MAX: Duration = Duration::from_mins(10);
 /// How long a program may take to print a key.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -37,7 +37,7 @@ const REDIAL_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause between two dials.
 const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// A worker that has neither a supervisor nor a request for this long ends itself: nobody is left to end it.
-const ORPHANED_MAX: Duration = Duration::from_secs(600);
+const ORPHANED_MAX: Duration = Duration::from_mins(10);
 /// Time for the first conversation, before anything is served.
 const FIRST_CONTACT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time open streams get after a signal.

@@ -11,14 +11,17 @@
 //! | [`serve`] | the listener, connections, draining |
 //! | [`route`] | who may ask, and what they ask for |
 //! | [`turn`] | the life of one request, read top to bottom |
+//! | [`body`], [`account`] | the request as it comes in, and what is told of it afterwards |
 //! | [`stream`] | the answer while it flows |
 //! | [`answer`] | answers that are known whole, and how a failure is told to Codex |
 //! | [`upstream`], [`credential`] | the provider's side: connections, TLS, keys |
 //! | [`models`], [`target`] | the model list, the catalog for Codex, the dialect of a model |
 //! | [`metrics`] | counters |
 
+mod account;
 mod answer;
 mod arguments;
+mod body;
 mod credential;
 mod link;
 mod metrics;

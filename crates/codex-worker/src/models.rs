@@ -18,7 +18,7 @@ use crate::upstream;
 use crate::worker::Worker;
 
 /// How long a fetched list is used before the provider is asked again.
-const LIST_AGE_MAX: Duration = Duration::from_secs(3_600);
+const LIST_AGE_MAX: Duration = Duration::from_hours(1);
 /// Time for the provider to give its list. Codex waits 5 s for ours, twice.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
 /// Largest list that is read: an aggregator's, with prices and descriptions, is about one megabyte.

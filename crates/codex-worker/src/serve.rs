@@ -21,7 +21,7 @@ use crate::route;
 use crate::worker::Worker;
 
 /// Time a client may take to send the head of a request, idle time between two requests included.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
 /// Most header lines of a request; Codex sends about twenty.
 const HEADERS_MAX: usize = 128;
 /// Largest head of a request, and the read buffer: Codex's turn metadata is a few kilobytes.

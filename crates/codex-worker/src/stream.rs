@@ -16,8 +16,8 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Incoming};
 use tokio::time::{Instant, Sleep};
 
+use crate::account::Account;
 use crate::serve::Drain;
-use crate::turn::Turn;
 use crate::upstream;
 
 /// Silence after which Codex is sent a keepalive event; its own limit is 300 s, and it restarts with each event.
@@ -85,7 +85,7 @@ pub(crate) struct TurnStream {
     relay: Relay,
     upstream: Option<Incoming>,
     ready: Vec<u8>,
-    turn: Turn,
+    account: Account,
     idle_timeout: Duration,
     active_at: Instant,
     keepalive_at: Instant,
@@ -100,7 +100,7 @@ impl TurnStream {
         relay: Relay,
         upstream: Incoming,
         ready: Vec<u8>,
-        turn: Turn,
+        account: Account,
         idle_timeout: Duration,
         drain: Drain,
     ) -> Self {
@@ -109,7 +109,7 @@ impl TurnStream {
             relay,
             upstream: Some(upstream),
             ready,
-            turn,
+            account,
             idle_timeout,
             active_at: now,
             keepalive_at: now + KEEPALIVE_INTERVAL,
@@ -161,7 +161,7 @@ impl TurnStream {
                 }
             }
             Some(Err(error)) => {
-                self.end(EndCause::Failed(upstream::network(format!(
+                self.end(EndCause::Failed(upstream::network(&format!(
                     "the connection broke: {error}"
                 ))));
             }
@@ -185,7 +185,7 @@ impl TurnStream {
             let idle_at = self.active_at + self.idle_timeout;
             if now >= idle_at {
                 let seconds = self.idle_timeout.as_secs();
-                let silent = upstream::network(format!("the provider was silent for {seconds} s"));
+                let silent = upstream::network(&format!("the provider was silent for {seconds} s"));
                 self.end(EndCause::Failed(silent));
                 return;
             }
@@ -200,7 +200,7 @@ impl TurnStream {
     fn end(&mut self, cause: EndCause) {
         let summary = self.relay.end(cause, &mut self.ready);
         self.is_ended = true;
-        self.turn.ended(&summary);
+        self.account.ended(&summary);
         if let Some(upstream) = self.upstream.take() {
             read_tail(upstream);
         }

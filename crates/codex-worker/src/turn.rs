@@ -1,70 +1,80 @@
 //! The life of one request, read top to bottom in [`answer`].
 
-use std::io::Read;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use codex_control::ipc::{FromWorker, LastFailure, RequestOutcome, RequestReport};
+use codex_control::ipc::FromWorker;
 use codex_control::tables::Protocol as WireProtocol;
 use codex_control::{Secret, redact};
 use codex_translate::chat::Chat;
 use codex_translate::reply::{Outcome, ReplyConfig};
 use codex_translate::tools::ToolTable;
 use codex_translate::{
-    Call, EncodeError, EndCause, Failure, FailureClass, Framing, Protocol, Reply, ReplySeed, Summary, Target, native,
-    responses, sealed,
+    Call, EncodeError, EndCause, Failure, FailureClass, Framing, Protocol, Reply, ReplySeed, Target, native, responses,
+    sealed,
 };
-use http::{HeaderName, Request, Response, StatusCode, header};
+use http::{HeaderName, Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::{Body as HttpBody, Incoming};
-use tokio::time::Instant as TokioInstant;
+use hyper::body::Incoming;
+use tokio::time::Instant;
 
+use crate::account::Account;
 use crate::answer::{self, Body, Telling};
 use crate::models::UnknownModel;
 use crate::serve::Drain;
 use crate::stream::{Relay, TurnStream, read_tail};
-use crate::upstream;
 use crate::worker::{Worker, now_unix_ms};
+use crate::{body, upstream};
 
 /// Upstream attempts for one request, the first included.
 const ATTEMPTS_MAX: u32 = 4;
 /// Pause before the second attempt; doubled before each further one.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Longest wait a provider may ask for that is waited here; a longer one is told to Codex.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
-/// Time for the whole request body to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+const RETRY_AFTER_MAX: Duration = Duration::from_mins(1);
 /// Largest answer put together for a client that wants no stream.
 const WHOLE_ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// First room for a request body; it grows with what really arrives, whatever the client announced.
-const BODY_BYTES_FIRST: usize = 1024 * 1024;
 
 /// The header that tells Codex that the model list has changed.
 static MODELS_ETAG: HeaderName = HeaderName::from_static("x-models-etag");
 
 /// Answers `POST /responses`.
 pub(crate) async fn answer(worker: &Arc<Worker>, request: Request<Incoming>, drain: Drain) -> Response<Body> {
-    let mut turn = Turn::new(worker);
-    match run(worker, &mut turn, request, drain).await {
+    let mut account = Account::new(worker);
+    match run(worker, &mut account, request, drain).await {
         Ok(response) => response,
-        Err(refusal) => turn.refused(refusal),
+        Err(refusal) => {
+            account.refused(refusal.status, &refusal.message);
+            refusal.into_response()
+        }
     }
 }
 
 /// A request that never reaches the provider.
-struct Refusal {
+pub(crate) struct Refusal {
     status: StatusCode,
     code: &'static str,
     message: String,
 }
 
 impl Refusal {
-    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self {
             status,
             code,
             message: message.into(),
+        }
+    }
+}
+
+impl Refusal {
+    fn into_response(self) -> Response<Body> {
+        // Codex shows the body of a 400 as it is: a sentence reads better there than JSON.
+        if self.status == StatusCode::BAD_REQUEST {
+            answer::text(self.status, &self.message)
+        } else {
+            answer::error(self.status, self.code, &self.message)
         }
     }
 }
@@ -89,7 +99,7 @@ impl From<EncodeError> for Refusal {
 
 async fn run(
     worker: &Arc<Worker>,
-    turn: &mut Turn,
+    account: &mut Account,
     request: Request<Incoming>,
     drain: Drain,
 ) -> Result<Response<Body>, Refusal> {
@@ -101,31 +111,31 @@ async fn run(
             "this worker is being replaced",
         ));
     }
-    let body = read_body(worker, request).await?;
-    turn.report.request_bytes = body.len() as u64;
+    let body = body::read(request, worker.endpoint.limits.body_bytes_max).await?;
+    account.report.request_bytes = body.len() as u64;
     let parsed = responses::Request::parse(&body)?;
-    turn.report.model = parsed.model.clone().into_owned();
+    account.report.model = parsed.model.clone().into_owned();
     let model = worker.models.resolve(&worker.endpoint, &parsed.model)?;
-    turn.report.upstream_model.clone_from(&model);
+    account.report.upstream_model.clone_from(&model);
     let facts = worker.models.facts(worker, &model);
     let target = crate::target::target(&worker.endpoint, &facts, worker.seal_key);
-    let plan = Plan::new(worker, turn, &parsed, &body, &target)?;
+    let plan = Plan::new(worker, account, &parsed, &body, &target)?;
     let wants_stream = parsed.stream;
     let idle_timeout = Duration::from_secs(worker.endpoint.limits.idle_timeout_s);
-    let attempt = attempts(worker, turn, &plan).await;
+    let attempt = attempts(worker, account, &plan).await;
     match attempt {
         Ok(Begun { relay, upstream, ready }) if wants_stream => {
-            turn.first_event();
-            let turn = turn.take();
-            let stream = TurnStream::new(relay, upstream, ready, turn, idle_timeout, drain);
+            account.first_event();
+            let account = account.take();
+            let stream = TurnStream::new(relay, upstream, ready, account, idle_timeout, drain);
             let mut response = answer::event_stream(Body::Stream(Box::new(stream)));
             if let Some(etag) = worker.models.etag() {
                 response.headers_mut().insert(MODELS_ETAG.clone(), etag);
             }
             Ok(response)
         }
-        Ok(begun) => Ok(whole(worker, turn, begun, idle_timeout).await),
-        Err(failure) => Ok(failed(worker, turn, &plan, &failure, wants_stream)),
+        Ok(begun) => Ok(whole(worker, account, begun, idle_timeout).await),
+        Err(failure) => Ok(failed(worker, account, &plan, &failure, wants_stream)),
     }
 }
 
@@ -143,7 +153,7 @@ struct Plan<'r, 'a> {
 impl<'r, 'a> Plan<'r, 'a> {
     fn new(
         worker: &Worker,
-        turn: &Turn,
+        account: &Account,
         request: &'r responses::Request<'a>,
         body: &[u8],
         target: &'r Target,
@@ -158,9 +168,9 @@ impl<'r, 'a> Plan<'r, 'a> {
         };
         let config = ReplyConfig {
             seed: ReplySeed {
-                response_id: turn.response_id(),
+                response_id: account.response_id(),
                 created_at: now_unix_ms() / 1_000,
-                model: turn.report.model.clone(),
+                model: account.report.model.clone(),
             },
             tools: ToolTable::from_request(request),
             origin: sealed::Origin {
@@ -188,7 +198,7 @@ impl<'r, 'a> Plan<'r, 'a> {
                 let decoder = protocol.decoder(self.request, self.target);
                 Relay::Translated(Box::new(Reply::new(decoder, self.call.framing, self.config.clone())))
             }
-            None => Relay::Native(Box::new(native::Sniffer::default())),
+            None => Relay::Native(Box::default()),
         }
     }
 
@@ -210,7 +220,7 @@ struct Begun {
 /// Asks the provider until an answer begins well, within the budget of this request.
 ///
 /// Nothing has been sent to Codex yet, so a failure here costs time and nothing else.
-async fn attempts(worker: &Worker, turn: &mut Turn, plan: &Plan<'_, '_>) -> Result<Begun, Failure> {
+async fn attempts(worker: &Worker, account: &mut Account, plan: &Plan<'_, '_>) -> Result<Begun, Failure> {
     let mut key_was_renewed = false;
     let mut waited = Duration::ZERO;
     loop {
@@ -220,14 +230,14 @@ async fn attempts(worker: &Worker, turn: &mut Turn, plan: &Plan<'_, '_>) -> Resu
             worker.report(FromWorker::Problem(Some(problem)));
             Failure::new(FailureClass::Auth, message)
         })?;
-        turn.report.attempts += 1;
+        account.report.attempts += 1;
         let failure = match attempt(worker, plan, key.as_ref()).await {
             Ok(begun) => return Ok(begun),
             Err(failure) => failure,
         };
         tracing::info!(
-            request = %turn.report.request,
-            attempt = turn.report.attempts,
+            request = %account.report.request,
+            attempt = account.report.attempts,
             status = failure.http_status,
             fault = answer::class_name(failure.class),
             message = %redact::redact(&failure.message),
@@ -238,7 +248,7 @@ async fn attempts(worker: &Worker, turn: &mut Turn, plan: &Plan<'_, '_>) -> Resu
             key_was_renewed = true;
             continue;
         }
-        let pause = retry_pause(&failure, turn.report.attempts);
+        let pause = retry_pause(&failure, account.report.attempts);
         let Some(pause) = pause.filter(|pause| waited + *pause <= RETRY_AFTER_MAX) else {
             return Err(failure);
         };
@@ -260,10 +270,10 @@ fn retry_pause(failure: &Failure, attempts: u32) -> Option<Duration> {
 /// Asks the provider once and reads until something can be shown, or the answer has failed.
 async fn attempt(worker: &Worker, plan: &Plan<'_, '_>, key: Option<&Secret>) -> Result<Begun, Failure> {
     let limits = &worker.endpoint.limits;
-    let deadline = TokioInstant::now() + Duration::from_secs(limits.connect_timeout_s + limits.first_byte_timeout_s);
+    let deadline = Instant::now() + Duration::from_secs(limits.connect_timeout_s + limits.first_byte_timeout_s);
     let late = || {
         let seconds = limits.first_byte_timeout_s;
-        upstream::network(format!(
+        upstream::network(&format!(
             "the provider at {} did not begin to answer within {seconds} s",
             worker.endpoint.base_url
         ))
@@ -308,7 +318,7 @@ async fn attempt(worker: &Worker, plan: &Plan<'_, '_>, key: Option<&Secret>) -> 
                 }
                 progress.finished
             }
-            Some(Err(error)) => return Err(upstream::network(format!("the connection broke: {error}"))),
+            Some(Err(error)) => return Err(upstream::network(&format!("the connection broke: {error}"))),
             None => true,
         };
         if is_over {
@@ -337,13 +347,13 @@ fn ended_early(mut relay: Relay, upstream: Incoming, mut ready: Vec<u8>) -> Resu
 }
 
 /// The answer for a client that asked for no stream: the `response` object of the terminal event.
-async fn whole(worker: &Worker, turn: &mut Turn, begun: Begun, idle_timeout: Duration) -> Response<Body> {
+async fn whole(worker: &Worker, account: &mut Account, begun: Begun, idle_timeout: Duration) -> Response<Body> {
     let Begun {
         mut relay,
         mut upstream,
         ready: mut stream,
     } = begun;
-    turn.first_event();
+    account.first_event();
     let summary = loop {
         let frame = tokio::time::timeout(idle_timeout, upstream.frame()).await;
         let cause = match frame {
@@ -357,9 +367,9 @@ async fn whole(worker: &Worker, turn: &mut Turn, begun: Begun, idle_timeout: Dur
                     continue;
                 }
             }
-            Ok(Some(Err(error))) => EndCause::Failed(upstream::network(format!("the connection broke: {error}"))),
+            Ok(Some(Err(error))) => EndCause::Failed(upstream::network(&format!("the connection broke: {error}"))),
             Ok(None) => EndCause::Eof,
-            Err(_) => EndCause::Failed(upstream::network("the provider fell silent".to_owned())),
+            Err(_) => EndCause::Failed(upstream::network("the provider fell silent")),
         };
         break relay.end(cause, &mut stream);
     };
@@ -369,12 +379,12 @@ async fn whole(worker: &Worker, turn: &mut Turn, begun: Begun, idle_timeout: Dur
         Outcome::Failed(failure) => Some(failure.clone()),
         Outcome::Completed | Outcome::Incomplete => None,
     };
-    turn.ended(&summary);
+    account.ended(&summary);
     match (failure, response) {
         (None, Some(response)) => answer::with_type(StatusCode::OK, "application/json", response),
         (failure, _) => {
             let failure = failure.unwrap_or_else(|| Failure::new(FailureClass::Malformed, "the answer has no end"));
-            let sentence = answer::sentence(worker, &turn.report.model, &failure);
+            let sentence = answer::sentence(worker, &account.report.model, &failure);
             answer::error(StatusCode::BAD_GATEWAY, failure.class.responses_code(), &sentence)
         }
     }
@@ -398,12 +408,12 @@ fn terminal_response(stream: &[u8]) -> Option<Vec<u8>> {
 /// Tells Codex that every attempt failed.
 fn failed(
     worker: &Worker,
-    turn: &mut Turn,
+    account: &mut Account,
     plan: &Plan<'_, '_>,
     failure: &Failure,
     wants_stream: bool,
 ) -> Response<Body> {
-    let mut response = match answer::telling(worker, &turn.report.upstream_model, failure) {
+    let mut response = match answer::telling(worker, &account.report.upstream_model, failure) {
         Telling::Answer(response) => response,
         Telling::Stream(told) if wants_stream => {
             let mut bytes = Vec::new();
@@ -414,241 +424,7 @@ fn failed(
     };
     // Codex re-reads the head of each answer for it; a failure tells nothing new about models.
     response.headers_mut().remove(&MODELS_ETAG);
-    turn.report.status = response.status().as_u16();
-    turn.failed(failure);
+    account.report.status = response.status().as_u16();
+    account.failed(failure);
     response
-}
-
-/// Reads and decompresses the body, within its limits.
-async fn read_body(worker: &Worker, request: Request<Incoming>) -> Result<Bytes, Refusal> {
-    let bytes_max = usize::try_from(worker.endpoint.limits.body_bytes_max).unwrap_or(usize::MAX);
-    let too_large = || {
-        Refusal::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "body_too_large",
-            format!(
-                "the request is larger than {bytes_max} bytes; `worker.body_bytes_max` in supervisor.toml sets this limit"
-            ),
-        )
-    };
-    let (head, mut body) = request.into_parts();
-    let announced = body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
-    if announced.is_some_and(|length| length > bytes_max) {
-        return Err(too_large());
-    }
-    let mut bytes = Vec::with_capacity(announced.unwrap_or(0).min(BODY_BYTES_FIRST));
-    let read = async {
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| {
-                Refusal::new(
-                    StatusCode::BAD_REQUEST,
-                    "body_incomplete",
-                    format!("the request body broke off: {error}"),
-                )
-            })?;
-            if let Ok(data) = frame.into_data() {
-                if bytes.len() + data.len() > bytes_max {
-                    return Err(too_large());
-                }
-                bytes.extend_from_slice(&data);
-            }
-        }
-        Ok(())
-    };
-    tokio::time::timeout(BODY_TIMEOUT, read).await.map_err(|_| {
-        let message = format!("the request body did not arrive within {} s", BODY_TIMEOUT.as_secs());
-        Refusal::new(StatusCode::REQUEST_TIMEOUT, "body_late", message)
-    })??;
-    let encoding = head
-        .headers
-        .get(header::CONTENT_ENCODING)
-        .map(|value| value.as_bytes().to_ascii_lowercase());
-    decompress(bytes, encoding.as_deref(), bytes_max).map_err(|problem| match problem {
-        Decompress::TooLarge => too_large(),
-        Decompress::Unknown => Refusal::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_encoding",
-            "the content encoding of the request is not one of identity, gzip, zstd",
-        ),
-        Decompress::Damaged(error) => Refusal::new(
-            StatusCode::BAD_REQUEST,
-            "invalid_request",
-            format!("the request body is damaged: {error}"),
-        ),
-    })
-}
-
-enum Decompress {
-    TooLarge,
-    Unknown,
-    Damaged(std::io::Error),
-}
-
-fn decompress(bytes: Vec<u8>, encoding: Option<&[u8]>, bytes_max: usize) -> Result<Bytes, Decompress> {
-    let bounded = |reader: &mut dyn Read| {
-        let mut plain = Vec::new();
-        reader
-            .take(bytes_max as u64 + 1)
-            .read_to_end(&mut plain)
-            .map_err(Decompress::Damaged)?;
-        if plain.len() > bytes_max {
-            Err(Decompress::TooLarge)
-        } else {
-            Ok(Bytes::from(plain))
-        }
-    };
-    match encoding {
-        None | Some(b"identity" | b"") => Ok(Bytes::from(bytes)),
-        Some(b"gzip") => bounded(&mut flate2::read::MultiGzDecoder::new(&bytes[..])),
-        Some(b"zstd") => bounded(&mut zstd::Decoder::new(&bytes[..]).map_err(Decompress::Damaged)?),
-        Some(_) => Err(Decompress::Unknown),
-    }
-}
-
-/// The account of one request; reported exactly once, however the request ends.
-pub(crate) struct Turn {
-    worker: Arc<Worker>,
-    pub(crate) report: RequestReport,
-    started_at: Instant,
-    is_reported: bool,
-}
-
-impl Turn {
-    fn new(worker: &Arc<Worker>) -> Self {
-        worker.metrics.request_started();
-        Self {
-            worker: Arc::clone(worker),
-            report: RequestReport {
-                request: request_id(),
-                model: String::new(),
-                upstream_model: String::new(),
-                status: 200,
-                outcome: RequestOutcome::Cancelled,
-                failure: None,
-                message: None,
-                attempts: 0,
-                request_bytes: 0,
-                first_event_ms: None,
-                elapsed_ms: 0,
-                input_tokens: None,
-                output_tokens: None,
-                cached_tokens: None,
-            },
-            started_at: Instant::now(),
-            is_reported: false,
-        }
-    }
-
-    /// Moves the account to the stream that will end it.
-    fn take(&mut self) -> Self {
-        self.is_reported = true;
-        Self {
-            worker: Arc::clone(&self.worker),
-            report: self.report.clone(),
-            started_at: self.started_at,
-            is_reported: false,
-        }
-    }
-
-    fn response_id(&self) -> String {
-        format!("resp_{}", self.report.request)
-    }
-
-    fn first_event(&mut self) {
-        self.report.first_event_ms = Some(self.elapsed_ms());
-    }
-
-    fn elapsed_ms(&self) -> u64 {
-        u64::try_from(self.started_at.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// The answer has ended by itself.
-    pub(crate) fn ended(&mut self, summary: &Summary) {
-        if let Some(usage) = &summary.usage {
-            self.report.input_tokens = Some(usage.input_tokens);
-            self.report.output_tokens = Some(usage.output_tokens);
-            self.report.cached_tokens = Some(usage.cached_tokens);
-            self.worker.metrics.tokens(usage.input_tokens, usage.output_tokens);
-        }
-        match &summary.outcome {
-            Outcome::Completed => self.succeeded(RequestOutcome::Completed),
-            Outcome::Incomplete => self.succeeded(RequestOutcome::Incomplete),
-            Outcome::Failed(failure) => self.failed(failure),
-        }
-    }
-
-    fn succeeded(&mut self, outcome: RequestOutcome) {
-        self.worker.metrics.succeeded();
-        self.report.outcome = outcome;
-        self.send();
-    }
-
-    fn failed(&mut self, failure: &Failure) {
-        let message = redact::redact(&failure.message).into_owned();
-        self.worker.metrics.failed(LastFailure {
-            at_ms: now_unix_ms(),
-            class: answer::class_name(failure.class).to_owned(),
-            status: failure.http_status,
-            message: message.clone(),
-            hint: answer::hint(&self.worker, failure.class),
-        });
-        self.report.outcome = RequestOutcome::Failed;
-        self.report.failure = Some(answer::class_name(failure.class).to_owned());
-        self.report.message = Some(message);
-        self.send();
-    }
-
-    fn refused(&mut self, refusal: Refusal) -> Response<Body> {
-        self.report.outcome = RequestOutcome::Refused;
-        self.report.status = refusal.status.as_u16();
-        self.report.message = Some(redact::redact(&refusal.message).into_owned());
-        self.send();
-        // Codex shows the body of a 400 as it is: a sentence reads better there than JSON.
-        if refusal.status == StatusCode::BAD_REQUEST {
-            answer::text(refusal.status, &refusal.message)
-        } else {
-            answer::error(refusal.status, refusal.code, &refusal.message)
-        }
-    }
-
-    fn send(&mut self) {
-        if std::mem::replace(&mut self.is_reported, true) {
-            return;
-        }
-        self.report.elapsed_ms = self.elapsed_ms();
-        self.worker.metrics.request_ended();
-        let report = &self.report;
-        tracing::info!(
-            request = %report.request,
-            model = %report.upstream_model,
-            status = report.status,
-            outcome = ?report.outcome,
-            fault = report.failure,
-            attempt = report.attempts,
-            bytes = report.request_bytes,
-            elapsed_ms = report.elapsed_ms,
-            first_event_ms = report.first_event_ms,
-            "request ended"
-        );
-        self.worker.report(FromWorker::Finished(Box::new(report.clone())));
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        // Not reported: Codex closed the connection, and this value went with it.
-        self.send();
-    }
-}
-
-/// 24 hexadecimal digits, random.
-fn request_id() -> String {
-    let mut bytes = [0_u8; 12];
-    if getrandom::fill(&mut bytes).is_err() {
-        // Unique is enough: nothing is protected by it.
-        bytes[..8].copy_from_slice(&now_unix_ms().to_le_bytes());
-    }
-    bytes
-        .iter()
-        .fold(String::with_capacity(24), |text, byte| text + &format!("{byte:02x}"))
 }

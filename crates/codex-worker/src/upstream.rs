@@ -1,4 +1,4 @@
-//! Connections to the provider: pooled, over TLS where the URL says so, TCP_NODELAY set, redirects never followed.
+//! Connections to the provider: pooled, over TLS where the URL says so, `TCP_NODELAY` set, redirects never followed.
 
 use std::error::Error as _;
 use std::fmt::Write;
@@ -107,7 +107,7 @@ impl Upstream {
         }
         let uri: Uri = url
             .parse()
-            .map_err(|error| network(format!("`{url}` is not a URL: {error}")))?;
+            .map_err(|error| network(&format!("`{url}` is not a URL: {error}")))?;
         let mut request = Request::new(Full::default());
         *request.method_mut() = method;
         *request.uri_mut() = uri;
@@ -150,7 +150,7 @@ impl Upstream {
         let mut http = HttpConnector::new();
         http.set_nodelay(true);
         http.set_connect_timeout(Some(self.connect_timeout));
-        http.set_keepalive(Some(Duration::from_secs(60)));
+        http.set_keepalive(Some(Duration::from_mins(1)));
         let mut builder = Client::builder(TokioExecutor::new());
         builder
             .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
@@ -163,7 +163,7 @@ impl Upstream {
         http.enforce_http(false);
         let config = tokio::task::spawn_blocking(tls_config)
             .await
-            .map_err(|error| network(error.to_string()))??;
+            .map_err(|error| network(&error.to_string()))??;
         let https = HttpsConnectorBuilder::new()
             .with_tls_config(config)
             .https_only()
@@ -187,7 +187,7 @@ impl Upstream {
         } else {
             "closed the connection"
         };
-        network(format!("the provider at {} {what}{causes}", self.base_url))
+        network(&format!("the provider at {} {what}{causes}", self.base_url))
     }
 }
 
@@ -201,8 +201,8 @@ pub(crate) async fn error_body(body: Incoming) -> Bytes {
 }
 
 /// A failure without an answer.
-pub(crate) fn network(message: String) -> Failure {
-    Failure::new(FailureClass::Network, redact::redact(&message).into_owned())
+pub(crate) fn network(message: &str) -> Failure {
+    Failure::new(FailureClass::Network, redact::redact(message).into_owned())
 }
 
 /// The roots that Mozilla trusts and those that this machine trusts: company proxies bring their own.
@@ -218,7 +218,7 @@ fn tls_config() -> Result<rustls::ClientConfig, Failure> {
     let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| network(format!("TLS cannot be set up: {error}")))?
+        .map_err(|error| network(&format!("TLS cannot be set up: {error}")))?
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(config)
