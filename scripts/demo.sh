@@ -27,16 +27,19 @@ step "3. A throw-away home"
 made=$(dirname "$programs")/demo
 rm -rf "$made"
 mkdir -p "$made"
+# In /tmp, because the path of a socket must be short; Codex's own folder elsewhere, because it dislikes /tmp.
 base=$(mktemp -d /tmp/codex-demo.XXXXXX)
-mkdir -m 700 "$base"/{home,config,state,cache,run,codex}
+codex_home=$made-codex-home
+rm -rf "$codex_home"
+mkdir -m 700 "$base"/{home,config,state,cache,run} "$codex_home"
 echo "settings, state and sockets: $base (removed at the end)"
 echo "files that Codex makes:      $made (kept)"
 environment=(
   "HOME=$base/home" "XDG_CONFIG_HOME=$base/config" "XDG_STATE_HOME=$base/state" "XDG_CACHE_HOME=$base/cache"
-  "XDG_RUNTIME_DIR=$base/run" "CODEX_HOME=$base/codex" "CODEX_SUPERVISOR_CODEX=$codex" "PATH=$programs:$PATH"
+  "XDG_RUNTIME_DIR=$base/run" "CODEX_HOME=$codex_home" "CODEX_SUPERVISOR_CODEX=$codex" "PATH=$programs:$PATH"
   "NO_PROXY=127.0.0.1,localhost" "LANG=C.UTF-8" "TERM=${TERM:-dumb}"
 )
-printf 'check_for_update_on_startup = false\n[analytics]\nenabled = false\n[features]\nplugins = false\napps = false\n' > "$base/codex/config.toml"
+printf 'check_for_update_on_startup = false\n[analytics]\nenabled = false\n[features]\nplugins = false\napps = false\n' > "$codex_home/config.toml"
 
 # Everything started below has this home in its environment, wherever it went.
 left() {
@@ -54,7 +57,7 @@ finish() {
     tail -n 40 "$base"/state/codex-supervisor/logs/*.log "$base"/*.log >&2 2> /dev/null || true
     for pid in $(left); do kill "$pid" 2> /dev/null || true; done
   }
-  rm -rf "$base"
+  rm -rf "$base" "$codex_home"
   exit "$status"
 }
 trap finish EXIT

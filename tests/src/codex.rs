@@ -65,18 +65,13 @@ impl SandboxHome {
     /// `codexctl launch cli --endpoint ENDPOINT -- ARGUMENTS`.
     pub fn launch_command(&self, endpoint: &str, arguments: &[&str]) -> Command {
         let mut command = self.ctl_command(&["launch", "cli", "--endpoint", endpoint, "--"]);
-        command.args(arguments).env(environment::CODEX, program());
+        command.args(arguments);
         command
     }
 
     /// Starts `codex exec --json` on the endpoint `scripted`.
     pub fn start_exec(&self, arguments: &[&str]) -> Running {
-        let mut all = vec![
-            "exec",
-            "--json",
-            "--skip-git-repo-check",
-            "--dangerously-bypass-approvals-and-sandbox",
-        ];
+        let mut all = vec!["exec", "--json", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"];
         all.extend(arguments);
         self.spawn(self.launch_command("scripted", &all))
     }
@@ -91,34 +86,19 @@ impl Run {
     /// Waits for the end of a run.
     pub fn finish(running: Running) -> Self {
         let output = running.finish(DEADLINE);
-        let events = output
-            .stdout
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .collect();
-        Self {
-            code: output.code(),
-            events,
-            stdout: output.stdout,
-            stderr: output.stderr,
-        }
+        let events = output.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        Self { code: output.code(), events, stdout: output.stdout, stderr: output.stderr }
     }
 
     /// The completed items of one type: `agent_message`, `reasoning`, `command_execution`, `file_change`, …
     pub fn items(&self, kind: &str) -> Vec<&Value> {
         let completed = self.events.iter().filter(|event| event["type"] == "item.completed");
-        completed
-            .map(|event| &event["item"])
-            .filter(|item| item["type"] == kind)
-            .collect()
+        completed.map(|event| &event["item"]).filter(|item| item["type"] == kind).collect()
     }
 
     /// The last thing the model said.
     pub fn answer(&self) -> &str {
-        self.items("agent_message")
-            .last()
-            .and_then(|item| item["text"].as_str())
-            .unwrap_or_default()
+        self.items("agent_message").last().and_then(|item| item["text"].as_str()).unwrap_or_default()
     }
 
     /// Checks that Codex ended well, that the provider's whole script was played, and that neither saw a sign of
@@ -130,11 +110,7 @@ impl Run {
         let requests = provider.assert_played();
         self.assert_ended_well();
         for sign in BAD_SIGNS {
-            assert!(
-                !self.stdout.contains(sign) && !self.stderr.contains(sign),
-                "`{sign}` in\n{}",
-                self.shown()
-            );
+            assert!(!self.stdout.contains(sign) && !self.stderr.contains(sign), "`{sign}` in\n{}", self.shown());
         }
         for (index, request) in requests.iter().enumerate() {
             for (call, result) in request.tool_results() {
@@ -150,23 +126,13 @@ impl Run {
     /// When not.
     pub fn assert_ended_well(&self) {
         assert_eq!(self.code, 0, "{}", self.shown());
-        let failed = self
-            .events
-            .iter()
-            .find(|event| event["type"] == "turn.failed" || event["type"] == "error");
+        let failed = self.events.iter().find(|event| event["type"] == "turn.failed" || event["type"] == "error");
         assert!(failed.is_none(), "{}", self.shown());
-        assert!(
-            self.events.iter().any(|event| event["type"] == "turn.completed"),
-            "{}",
-            self.shown()
-        );
+        assert!(self.events.iter().any(|event| event["type"] == "turn.completed"), "{}", self.shown());
     }
 
     /// Everything, for a person.
     pub fn shown(&self) -> String {
-        format!(
-            "exit code {}\nstdout: {}\nstderr: {}",
-            self.code, self.stdout, self.stderr
-        )
+        format!("exit code {}\nstdout: {}\nstderr: {}", self.code, self.stdout, self.stderr)
     }
 }

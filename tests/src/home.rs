@@ -18,7 +18,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use codex_control::environment::Environment;
+use codex_control::environment::{self, Environment};
 use codex_control::paths::Paths;
 use codex_control::process::Process;
 use codex_control::rpc::{self, DaemonStatus, EndpointState, EndpointStatus, RpcError};
@@ -27,6 +27,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::codex;
 use crate::http;
 use crate::leftovers;
 use crate::provider::FakeProvider;
@@ -70,13 +71,7 @@ impl Output {
     /// # Panics
     /// When it failed.
     pub fn ok(self) -> String {
-        assert!(
-            self.status.success(),
-            "failed with {}\nstdout: {}\nstderr: {}",
-            self.status,
-            self.stdout,
-            self.stderr
-        );
+        assert!(self.status.success(), "failed with {}\nstdout: {}\nstderr: {}", self.status, self.stdout, self.stderr);
         self.stdout
     }
 }
@@ -106,10 +101,7 @@ impl Running {
 
     /// Whether it has ended.
     pub fn has_ended(&mut self) -> bool {
-        self.child
-            .try_wait()
-            .expect("a child of ours can be waited for")
-            .is_some()
+        self.child.try_wait().expect("a child of ours can be waited for").is_some()
     }
 
     /// Waits for its end; kills it and its process group when `deadline` has passed.
@@ -117,29 +109,17 @@ impl Running {
     /// # Panics
     /// When it did not end in time.
     pub fn finish(mut self, deadline: Duration) -> Output {
-        let status = try_until(deadline, || {
-            self.child.try_wait().expect("a child of ours can be waited for")
-        });
+        let status = try_until(deadline, || self.child.try_wait().expect("a child of ours can be waited for"));
         let Some(status) = status else {
             self.kill_group();
-            panic!(
-                "not ended after {deadline:?}\nstdout: {}\nstderr: {}",
-                self.stdout(),
-                self.stderr()
-            );
+            panic!("not ended after {deadline:?}\nstdout: {}\nstderr: {}", self.stdout(), self.stderr());
         };
-        Output {
-            status,
-            stdout: self.stdout(),
-            stderr: self.stderr(),
-        }
+        Output { status, stdout: self.stdout(), stderr: self.stderr() }
     }
 
     /// Ends it at once, with everything in its process group.
     fn kill_group(&mut self) {
-        let group = i32::try_from(self.child.id())
-            .ok()
-            .and_then(rustix::process::Pid::from_raw);
+        let group = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         if let Some(group) = group {
             // Not waited for yet, so its number, which is the group's, is still its own.
             let _ = rustix::process::kill_process_group(group, Signal::KILL);
@@ -170,25 +150,15 @@ impl SandboxHome {
     /// An empty home: no settings, nothing running, a git repository to work in.
     pub fn new() -> Self {
         // Short, because the path of a Unix socket is limited to 108 bytes.
-        let folder = tempfile::Builder::new()
-            .prefix("cs")
-            .tempdir()
-            .expect("a temporary folder is to be had");
-        let home = Self {
-            folder,
-            supervisor: RefCell::new(None),
-            runs: Cell::new(0),
-        };
+        let folder = tempfile::Builder::new().prefix("cs").tempdir().expect("a temporary folder is to be had");
+        let home = Self { folder, supervisor: RefCell::new(None), runs: Cell::new(0) };
         for name in ["home", "config", "state", "cache", "run", "codex", "work", "logs"] {
             let path = home.path(name);
             fs::create_dir(&path).expect("the temporary folder is empty");
             fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).expect("the folder is ours");
         }
         home.write("codex/config.toml", CODEX_CONFIG);
-        home.write(
-            "home/.gitconfig",
-            "[user]\nname = Test\nemail = test@localhost\n[init]\ndefaultBranch = main\n",
-        );
+        home.write("home/.gitconfig", "[user]\nname = Test\nemail = test@localhost\n[init]\ndefaultBranch = main\n");
         home.write("work/README.md", "# A small project\n");
         home.git(&["init", "--quiet"]);
         home.git(&["add", "."]);
@@ -204,10 +174,7 @@ impl SandboxHome {
     /// The same, with further lines for the endpoint and further sections for the file.
     pub fn with_provider_and(provider: &FakeProvider, endpoint: &str, sections: &str) -> Self {
         let home = Self::new();
-        home.write_settings(&format!(
-            "{}{endpoint}\n{sections}",
-            scripted_endpoint(&provider.base_url())
-        ));
+        home.write_settings(&format!("{}{endpoint}\n{sections}", scripted_endpoint(&provider.base_url())));
         home.store_key("scripted", PROVIDER_KEY);
         home.start();
         home.wait_state("scripted", EndpointState::Running);
@@ -249,12 +216,7 @@ impl SandboxHome {
 
     /// The environment of everything started inside.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
-        let inside = |name| {
-            self.path(name)
-                .to_str()
-                .expect("temporary folders have plain names")
-                .to_owned()
-        };
+        let inside = |name| self.path(name).to_str().expect("temporary folders have plain names").to_owned();
         vec![
             ("HOME", inside("home")),
             ("XDG_CONFIG_HOME", inside("config")),
@@ -273,11 +235,7 @@ impl SandboxHome {
     /// A command with the home's environment, in its working folder.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
-        command
-            .env_clear()
-            .envs(self.environment())
-            .current_dir(self.path("work"))
-            .stdin(Stdio::null());
+        command.env_clear().envs(self.environment()).current_dir(self.path("work")).stdin(Stdio::null());
         command
     }
 
@@ -285,10 +243,7 @@ impl SandboxHome {
     pub fn spawn(&self, mut command: Command) -> Running {
         let run = self.runs.get();
         self.runs.set(run + 1);
-        let (stdout, stderr) = (
-            self.path(&format!("logs/{run}.out")),
-            self.path(&format!("logs/{run}.err")),
-        );
+        let (stdout, stderr) = (self.path(&format!("logs/{run}.out")), self.path(&format!("logs/{run}.err")));
         let file = |path: &Path| File::create(path).expect("the home is writable");
         command.stdout(file(&stdout)).stderr(file(&stderr)).process_group(0);
         let child = command
@@ -321,7 +276,7 @@ impl SandboxHome {
     /// `codexctl` with `arguments`, to be changed before it is run.
     pub fn ctl_command(&self, arguments: &[&str]) -> Command {
         let mut command = self.command(binary("codexctl"));
-        command.args(arguments);
+        command.args(arguments).env(environment::CODEX, codex::program());
         command
     }
 
@@ -375,9 +330,7 @@ impl SandboxHome {
         };
         let process = Process::open(child.id()).expect("the supervisor is not waited for, so it has its number");
         process.signal(Signal::TERM).expect("the supervisor is ours");
-        let status = try_until(DEADLINE, || {
-            child.try_wait().expect("a child of ours can be waited for")
-        });
+        let status = try_until(DEADLINE, || child.try_wait().expect("a child of ours can be waited for"));
         let Some(status) = status else {
             let _ = child.kill();
             let _ = child.wait();
@@ -395,12 +348,8 @@ impl SandboxHome {
         let stream = UnixStream::connect(self.paths().control_socket()).map_err(unreachable)?;
         stream.set_read_timeout(Some(DEADLINE)).map_err(unreachable)?;
         stream.set_write_timeout(Some(DEADLINE)).map_err(unreachable)?;
-        let request = rpc::Request {
-            jsonrpc: rpc::JSONRPC.to_owned(),
-            id: Some(json!(1)),
-            method: method.to_owned(),
-            params,
-        };
+        let request =
+            rpc::Request { jsonrpc: rpc::JSONRPC.to_owned(), id: Some(json!(1)), method: method.to_owned(), params };
         let line = serde_json::to_string(&request).expect("a request is JSON") + "\n";
         (&stream).write_all(line.as_bytes()).map_err(unreachable)?;
         let mut line = String::new();
@@ -412,19 +361,14 @@ impl SandboxHome {
 
     /// The supervisor's status.
     pub fn status(&self) -> DaemonStatus {
-        let status = self
-            .rpc("daemon.status", Value::Null)
-            .unwrap_or_else(|error| panic!("{error}\n{}", self.logs()));
+        let status = self.rpc("daemon.status", Value::Null).unwrap_or_else(|error| panic!("{error}\n{}", self.logs()));
         serde_json::from_value(status).expect("the status has the agreed shape")
     }
 
     /// The status of one endpoint.
     pub fn endpoint(&self, endpoint: &str) -> EndpointStatus {
         let status = self.status();
-        let found = status
-            .endpoints
-            .into_iter()
-            .find(|status| status.id.as_str() == endpoint);
+        let found = status.endpoints.into_iter().find(|status| status.id.as_str() == endpoint);
         found.unwrap_or_else(|| panic!("no endpoint `{endpoint}`\n{}", self.logs()))
     }
 
@@ -435,11 +379,7 @@ impl SandboxHome {
             (status.state == state).then_some(status)
         });
         found.unwrap_or_else(|| {
-            panic!(
-                "`{endpoint}` is not {state:?} but {:?}\n{}",
-                self.endpoint(endpoint),
-                self.logs()
-            )
+            panic!("`{endpoint}` is not {state:?} but {:?}\n{}", self.endpoint(endpoint), self.logs())
         })
     }
 
@@ -457,11 +397,8 @@ impl SandboxHome {
     /// Posts `body` to the endpoint as Codex does, with its token.
     pub fn post_responses(&self, endpoint: &str, body: &[u8]) -> http::Answer {
         let bearer = format!("Bearer {}", self.token(endpoint));
-        let headers = [
-            ("authorization", bearer.as_str()),
-            ("content-type", "application/json"),
-            ("accept", "text/event-stream"),
-        ];
+        let headers =
+            [("authorization", bearer.as_str()), ("content-type", "application/json"), ("accept", "text/event-stream")];
         let answer = http::request(self.address(endpoint), "POST", "/v1/responses", &headers, body);
         answer.unwrap_or_else(|error| panic!("{error}\n{}", self.logs()))
     }
@@ -470,12 +407,8 @@ impl SandboxHome {
     pub fn logs(&self) -> String {
         let mut text = String::new();
         for folder in [self.path("logs"), self.paths().logs_folder()] {
-            let mut paths: Vec<_> = fs::read_dir(folder)
-                .into_iter()
-                .flatten()
-                .flatten()
-                .map(|entry| entry.path())
-                .collect();
+            let mut paths: Vec<_> =
+                fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
             paths.sort();
             for path in paths {
                 let log = read(&path);
@@ -494,17 +427,13 @@ impl SandboxHome {
         let home = self.path("home");
         if try_until(GONE_DEADLINE, || leftovers::processes(&home).is_empty().then_some(())).is_none() {
             let left = leftovers::processes(&home);
-            let names: Vec<String> = left
-                .iter()
-                .map(|left| format!("{} {}", left.process.identity().pid, left.command))
-                .collect();
+            let names: Vec<String> =
+                left.iter().map(|left| format!("{} {}", left.process.identity().pid, left.command)).collect();
             kill(&home);
             panic!("processes are left:\n{}\n{}", names.join("\n"), self.logs());
         }
-        let litter: Vec<PathBuf> = ["config", "state", "cache", "run"]
-            .iter()
-            .flat_map(|name| leftovers::files(&self.path(name)))
-            .collect();
+        let litter: Vec<PathBuf> =
+            ["config", "state", "cache", "run"].iter().flat_map(|name| leftovers::files(&self.path(name))).collect();
         assert!(litter.is_empty(), "files are left: {litter:?}");
     }
 }
@@ -565,17 +494,17 @@ fn id(text: &str) -> EndpointId {
 
 /// The folder with the programs under test: that of the test program itself.
 ///
-/// They are built first, once in a run of the tests, so that no test runs against old ones.
+/// They are built first, once in a run of the tests, so that no test runs against old ones. With `E2E_NO_BUILD` set
+/// they are taken as they are.
 pub fn binaries() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let own = std::env::current_exe().expect("a program knows its path");
         let folder = own.parent().expect("a program lies in a folder");
-        let folder = if folder.ends_with("deps") {
-            folder.parent().expect("`deps` lies in a folder")
-        } else {
-            folder
-        };
+        let folder = if folder.ends_with("deps") { folder.parent().expect("`deps` lies in a folder") } else { folder };
+        if std::env::var_os("E2E_NO_BUILD").is_some() {
+            return folder.to_owned();
+        }
         // nextest gives each test a process of its own and tells them that they belong together; without it all tests
         // are one process.
         let Some(run) = std::env::var_os("NEXTEST_RUN_ID") else {
@@ -629,7 +558,5 @@ pub fn binary(name: &str) -> PathBuf {
 
 /// The root of the workspace.
 pub fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the package lies in the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace")
 }

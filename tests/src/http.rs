@@ -34,10 +34,7 @@ impl Answer {
 
     /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }
 
@@ -57,10 +54,7 @@ pub fn request(
     stream.set_read_timeout(Some(DEADLINE))?;
     stream.set_write_timeout(Some(DEADLINE))?;
     let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
-    if !headers
-        .iter()
-        .any(|(name, _)| name.eq_ignore_ascii_case("content-length"))
-    {
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length")) {
         let _ = write!(head, "content-length: {}\r\n", body.len()); // writing to a String cannot fail
     }
     for (name, value) in headers {
@@ -76,10 +70,7 @@ pub fn request(
     }
     written?;
     read?;
-    Err(io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("no HTTP answer: {:?}", String::from_utf8_lossy(&raw)),
-    ))
+    Err(io::Error::new(io::ErrorKind::InvalidData, format!("no HTTP answer: {:?}", String::from_utf8_lossy(&raw))))
 }
 
 fn parse(raw: &[u8]) -> Option<Answer> {
@@ -91,9 +82,8 @@ fn parse(raw: &[u8]) -> Option<Answer> {
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    let chunked = headers
-        .iter()
-        .any(|(name, value)| name == "transfer-encoding" && value.eq_ignore_ascii_case("chunked"));
+    let chunked =
+        headers.iter().any(|(name, value)| name == "transfer-encoding" && value.eq_ignore_ascii_case("chunked"));
     let body = &raw[head_end + 4..];
     let body = if chunked { unchunk(body)? } else { body.to_vec() };
     Some(Answer { status, headers, body })
@@ -121,17 +111,11 @@ mod tests {
     #[test]
     fn answers_are_read_in_both_framings() {
         let plain = parse(b"HTTP/1.1 404 Not Found\r\nX-A: 1\r\n\r\nbody").unwrap();
-        assert_eq!(
-            (plain.status, plain.header("x-a"), plain.text()),
-            (404, Some("1"), "body".to_owned())
-        );
+        assert_eq!((plain.status, plain.header("x-a"), plain.text()), (404, Some("1"), "body".to_owned()));
         let chunked =
             parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n").unwrap();
         assert_eq!(chunked.text(), "abcd");
-        assert_eq!(
-            parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab"),
-            None
-        );
+        assert_eq!(parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab"), None);
         assert_eq!(parse(b"garbage"), None);
     }
 }

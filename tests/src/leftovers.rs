@@ -34,10 +34,7 @@ pub fn processes(home: &Path) -> Vec<Leftover> {
             return None;
         }
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        Some(Leftover {
-            process,
-            command: String::from_utf8_lossy(&command).replace('\0', " "),
-        })
+        Some(Leftover { process, command: String::from_utf8_lossy(&command).replace('\0', " ") })
     })
     .collect()
 }
@@ -68,16 +65,9 @@ mod tests {
     #[test]
     fn a_process_is_found_by_its_home_until_it_ends() {
         let home = tempfile::tempdir().unwrap();
-        let mut child = Command::new("cat")
-            .env("HOME", home.path())
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = Command::new("cat").env("HOME", home.path()).stdin(Stdio::piped()).spawn().unwrap();
         let found = processes(home.path());
-        assert_eq!(
-            found.iter().map(|left| left.process.identity().pid).collect::<Vec<_>>(),
-            [child.id()]
-        );
+        assert_eq!(found.iter().map(|left| left.process.identity().pid).collect::<Vec<_>>(), [child.id()]);
         drop(child.stdin.take());
         child.wait().unwrap();
         assert!(processes(home.path()).is_empty());
@@ -93,9 +83,6 @@ mod tests {
         let _socket = std::os::unix::net::UnixListener::bind(home.path().join("s")).unwrap();
         let mut found = files(home.path());
         found.sort();
-        assert_eq!(
-            found,
-            [home.path().join("a/.kept.toml.0000.tmp"), home.path().join("s")]
-        );
+        assert_eq!(found, [home.path().join("a/.kept.toml.0000.tmp"), home.path().join("s")]);
     }
 }

@@ -104,16 +104,8 @@ impl FakeProvider {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let state = State {
-            uses: vec![0; script.turn.len()],
-            ..State::default()
-        };
-        let shared = Arc::new(Shared {
-            script,
-            state: Mutex::new(state),
-            released: Notify::new(),
-            log: Box::new(log),
-        });
+        let state = State { uses: vec![0; script.turn.len()], ..State::default() };
+        let shared = Arc::new(Shared { script, state: Mutex::new(state), released: Notify::new(), log: Box::new(log) });
         let (stop, stopped) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("fake-provider".to_owned()).spawn({
@@ -128,12 +120,7 @@ impl FakeProvider {
                 });
             }
         })?;
-        Ok(Self {
-            address,
-            shared,
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        Ok(Self { address, shared, stop: Some(stop), thread: Some(thread) })
     }
 
     /// Where it listens.
@@ -191,10 +178,7 @@ impl FakeProvider {
     pub fn unused_turns(&self) -> Vec<usize> {
         let state = self.shared.state();
         let turns = self.shared.script.turn.iter().zip(&state.uses).enumerate();
-        turns
-            .filter(|(_, (turn, uses))| !turn.repeat && **uses == 0)
-            .map(|(index, _)| index)
-            .collect()
+        turns.filter(|(_, (turn, uses))| !turn.repeat && **uses == 0).map(|(index, _)| index).collect()
     }
 
     /// Checks that every request was sound and that the whole script was played, and returns the requests.
@@ -205,11 +189,7 @@ impl FakeProvider {
         let requests = self.requests();
         assert_eq!(self.complaints(), Vec::<String>::new(), "the provider refused requests");
         let unused = self.unused_turns();
-        assert!(
-            unused.is_empty(),
-            "turns {unused:?} were never asked for; requests:\n{}",
-            outline(&requests)
-        );
+        assert!(unused.is_empty(), "turns {unused:?} were never asked for; requests:\n{}", outline(&requests));
         requests
     }
 }
@@ -240,11 +220,8 @@ impl Received {
 
     /// The results of tools, as `(text of the call, text of the result)`.
     pub fn tool_results(&self) -> Vec<(String, String)> {
-        let calls = || {
-            self.messages()
-                .iter()
-                .flat_map(|message| message["tool_calls"].as_array().into_iter().flatten())
-        };
+        let calls =
+            || self.messages().iter().flat_map(|message| message["tool_calls"].as_array().into_iter().flatten());
         let results = self.messages().iter().filter(|message| message["role"] == "tool");
         results
             .map(|result| {
@@ -269,10 +246,7 @@ impl Received {
 
     /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }
 
@@ -282,17 +256,11 @@ pub fn outline(requests: &[Received]) -> String {
     const SHOWN_CHARS: usize = 160;
     let mut lines = Vec::new();
     for (index, request) in requests.iter().enumerate() {
-        lines.push(format!(
-            "request {index}: turn {:?}, {} bytes, {:?}",
-            request.turn, request.body_bytes, request.end
-        ));
+        lines
+            .push(format!("request {index}: turn {:?}, {} bytes, {:?}", request.turn, request.body_bytes, request.end));
         for message in request.messages() {
             let text: String = message_text(message).chars().take(SHOWN_CHARS).collect();
-            lines.push(format!(
-                "  {}: {}",
-                message["role"].as_str().unwrap_or("?"),
-                text.replace('\n', "⏎")
-            ));
+            lines.push(format!("  {}: {}", message["role"].as_str().unwrap_or("?"), text.replace('\n', "⏎")));
         }
     }
     lines.join("\n")

@@ -27,8 +27,17 @@ fn plain_text() {
     assert_eq!(request.messages()[0]["role"], "system");
     let system = message_text(&request.messages()[0]);
     assert!(system.contains("<permissions instructions>"), "all developer messages are in the one system message");
-    assert!(request.messages().iter().any(|message| message["role"] == "user" && message_text(message).contains("<environment_context>")));
-    assert!(request.tool_names().contains(&"exec_command") && request.tool_names().contains(&"apply_patch"), "{:?}", request.tool_names());
+    assert!(
+        request
+            .messages()
+            .iter()
+            .any(|message| message["role"] == "user" && message_text(message).contains("<environment_context>"))
+    );
+    assert!(
+        request.tool_names().contains(&"exec_command") && request.tool_names().contains(&"apply_patch"),
+        "{:?}",
+        request.tool_names()
+    );
     assert!(!request.tool_names().contains(&"web_search"));
     // The token between Codex and us, and the key of ours, each stay on their side.
     let everything = format!("{:?}{}", request.headers, request.body);
@@ -42,7 +51,10 @@ fn plain_text() {
 fn a_shell_call() {
     let provider = FakeProvider::start(
         script()
-            .turn(When::user("Make a file."), [Step::text("I make it."), Step::shell("printf made > made.txt && echo done-$((40+2))")])
+            .turn(
+                When::user("Make a file."),
+                [Step::text("I make it."), Step::shell("printf made > made.txt && echo done-$((40+2))")],
+            )
             .turn(When::tool("done-42"), [Step::text("It is made.")]),
     );
     let home = SandboxHome::with_provider(&provider);
@@ -63,7 +75,10 @@ fn two_parallel_calls() {
     let call = |command: &str| Call { tool: "exec_command".to_owned(), arguments: json!({ "cmd": command }) };
     let provider = FakeProvider::start(
         script()
-            .turn(When::user("Do both."), [Step::Calls(vec![call("echo one > 1.txt; echo first"), call("echo two > 2.txt; echo second")])])
+            .turn(
+                When::user("Do both."),
+                [Step::Calls(vec![call("echo one > 1.txt; echo first"), call("echo two > 2.txt; echo second")])],
+            )
             .turn(When::tool("").and("first").and("second"), [Step::text("Both done.")]),
     );
     let home = SandboxHome::with_provider(&provider);
@@ -82,7 +97,9 @@ fn two_parallel_calls() {
 fn a_freeform_patch() {
     let patch = "*** Begin Patch\n*** Add File: new.txt\n+a \"new\" file\n+with a tab\there\n*** Update File: README.md\n@@\n-# A small project\n+# A patched project\n*** End Patch\n";
     let provider = FakeProvider::start(
-        script().turn(When::user("Patch it."), [Step::Patch(patch.to_owned())]).turn(When::tool("Success"), [Step::text("Patched.")]),
+        script()
+            .turn(When::user("Patch it."), [Step::Patch(patch.to_owned())])
+            .turn(When::tool("Success"), [Step::text("Patched.")]),
     );
     let home = SandboxHome::with_provider(&provider);
     let run = home.exec(&["Patch it."]);
@@ -107,7 +124,10 @@ fn an_mcp_tool() {
     let home = SandboxHome::with_provider(&provider);
     let (server, notes) = (binary("mcp-notes"), home.path("notes.txt"));
     let config = home.read("codex/config.toml");
-    home.write("codex/config.toml", &format!("{config}\n[mcp_servers.notes]\ncommand = {server:?}\nargs = [{notes:?}]\n"));
+    home.write(
+        "codex/config.toml",
+        &format!("{config}\n[mcp_servers.notes]\ncommand = {server:?}\nargs = [{notes:?}]\n"),
+    );
     let run = home.exec(&["Keep a note."]);
     run.assert_clean(&provider);
     assert_eq!(home.read("notes.txt"), "buy milk\n");
@@ -121,7 +141,8 @@ fn an_mcp_tool() {
 #[test]
 fn an_image() {
     /// Eight by eight red pixels.
-    const PNG: &str = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR42mP4z8CAFTEMLQkAKP8/wc53yE8AAAAASUVORK5CYII=";
+    const PNG: &str =
+        "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR42mP4z8CAFTEMLQkAKP8/wc53yE8AAAAASUVORK5CYII=";
     let provider = FakeProvider::start(script().turn(When::user("What is this?"), [Step::text("A red pixel.")]));
     let facts = "[[endpoint.model]]\nid = \"scripted\"\ninput = [\"text\", \"image\"]\n";
     let home = SandboxHome::with_provider_and(&provider, facts, "");
@@ -159,10 +180,20 @@ fn automatic_compaction() {
     let provider = FakeProvider::start(
         script()
             .turn(When::user("Work long."), [Step::usage(19_000, 100), Step::shell("echo step-one")])
-            .turn(When::user("CONTEXT CHECKPOINT COMPACTION").and("step-one"), [Step::text("SUMMARY: step one is done.")])
-            .turn(When::user("SUMMARY: step one is done.").without("step-one"), [Step::text("Finished after compaction.")]),
+            .turn(
+                When::user("CONTEXT CHECKPOINT COMPACTION").and("step-one"),
+                [Step::text("SUMMARY: step one is done.")],
+            )
+            .turn(
+                When::user("SUMMARY: step one is done.").without("step-one"),
+                [Step::text("Finished after compaction.")],
+            ),
     );
-    let home = SandboxHome::with_provider_and(&provider, "[[endpoint.model]]\nid = \"scripted\"\ncontext_window = 20000\n", "");
+    let home = SandboxHome::with_provider_and(
+        &provider,
+        "[[endpoint.model]]\nid = \"scripted\"\ncontext_window = 20000\n",
+        "",
+    );
     let run = home.exec(&["Work long."]);
     run.assert_clean(&provider);
     assert_eq!(run.answer(), "Finished after compaction.");
@@ -185,7 +216,9 @@ fn resuming_the_last_session() {
     let run = home.exec(&["resume", "--last", "Which number?"]);
     run.assert_clean(&provider);
     assert_eq!(run.answer(), "7319.");
-    let thread = |run: &e2e::codex::Run| run.events.iter().find(|event| event["type"] == "thread.started").unwrap()["thread_id"].clone();
+    let thread = |run: &e2e::codex::Run| {
+        run.events.iter().find(|event| event["type"] == "thread.started").unwrap()["thread_id"].clone()
+    };
     assert_eq!(thread(&first), thread(&run), "it is the same session, not a new one");
 }
 
@@ -243,8 +276,14 @@ fn a_sub_agent() {
     };
     let provider = FakeProvider::start(
         script()
-            .turn(When::user("Delegate."), [Step::call("multi_agent/spawn_agent", json!({ "message": "Count to three." }))])
-            .turn(When::user("Count to three.").without("Delegate."), [Step::shell("echo 1 2 3 > count.txt; echo counted")])
+            .turn(
+                When::user("Delegate."),
+                [Step::call("multi_agent/spawn_agent", json!({ "message": "Count to three." }))],
+            )
+            .turn(
+                When::user("Count to three.").without("Delegate."),
+                [Step::shell("echo 1 2 3 > count.txt; echo counted")],
+            )
             .turn(When::tool("counted").without("Delegate."), [Step::text("SUB DONE: 1 2 3")])
             .turn(When::tool("agent_id").and("Delegate."), [Step::computed(wait)])
             .turn(When::any().and("Delegate.").and("SUB DONE: 1 2 3"), [Step::text("The sub-agent has counted.")]),

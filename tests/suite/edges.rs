@@ -11,10 +11,7 @@ fn metadata() -> Metadata {
     // Only this platform's packages: the others were never downloaded by a build.
     let rustc = Command::new("rustc").arg("-vV").output().expect("rustc can be run");
     let version = String::from_utf8_lossy(&rustc.stdout).into_owned();
-    let host = version
-        .lines()
-        .find_map(|line| line.strip_prefix("host: "))
-        .expect("rustc names its host");
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).expect("rustc names its host");
     MetadataCommand::new()
         .current_dir(workspace())
         .other_options(["--locked", "--filter-platform", host].map(str::to_owned))
@@ -47,22 +44,13 @@ fn closure<'m>(metadata: &'m Metadata, package: &Package) -> BTreeSet<&'m str> {
     let mut todo = vec![&package.id];
     while let Some(id) = todo.pop() {
         let built = |kind: &cargo_metadata::DepKindInfo| kind.kind != DependencyKind::Development;
-        for dependency in nodes[id]
-            .deps
-            .iter()
-            .filter(|dependency| dependency.dep_kinds.iter().any(built))
-        {
+        for dependency in nodes[id].deps.iter().filter(|dependency| dependency.dep_kinds.iter().any(built)) {
             if seen.insert(&dependency.pkg) {
                 todo.push(&dependency.pkg);
             }
         }
     }
-    metadata
-        .packages
-        .iter()
-        .filter(|package| seen.contains(&package.id))
-        .map(|package| package.name.as_str())
-        .collect()
+    metadata.packages.iter().filter(|package| seen.contains(&package.id)).map(|package| package.name.as_str()).collect()
 }
 
 fn set<'a>(names: &[&'a str]) -> BTreeSet<&'a str> {
@@ -91,11 +79,7 @@ fn arrows_point_down() {
             .find(|(name, _)| package.name == *name)
             .unwrap_or_else(|| panic!("`{}` has no row", package.name));
         let used: BTreeSet<&str> = direct(package, true).intersection(&ours).copied().collect();
-        assert!(
-            used.is_subset(&set(allowed)),
-            "`{}` uses {used:?}, may use {allowed:?}",
-            package.name
-        );
+        assert!(used.is_subset(&set(allowed)), "`{}` uses {used:?}, may use {allowed:?}", package.name);
     }
 }
 
@@ -122,11 +106,7 @@ fn packages_with_one_home_stay_there() {
                 .intersection(&set(&["rustls", "ring", "aws-lc-rs", "openssl", "native-tls"]))
                 .copied()
                 .collect();
-            assert!(
-                tls.is_empty(),
-                "`{}` is built with {tls:?}: only the worker speaks TLS",
-                package.name
-            );
+            assert!(tls.is_empty(), "`{}` is built with {tls:?}: only the worker speaks TLS", package.name);
         }
     }
 }
@@ -134,17 +114,8 @@ fn packages_with_one_home_stay_there() {
 #[test]
 fn deciding_stays_apart_from_doing() {
     let metadata = metadata();
-    let doing = set(&[
-        "tokio",
-        "hyper",
-        "mio",
-        "rustix",
-        "nix",
-        "getrandom",
-        "socket2",
-        "tracing-subscriber",
-        "tempfile",
-    ]);
+    let doing =
+        set(&["tokio", "hyper", "mio", "rustix", "nix", "getrandom", "socket2", "tracing-subscriber", "tempfile"]);
     for package in metadata.workspace_packages() {
         if ["codex-translate", "codex-incident"].contains(&package.name.as_str()) {
             let found: Vec<&str> = closure(&metadata, package).intersection(&doing).copied().collect();
@@ -157,10 +128,7 @@ fn deciding_stays_apart_from_doing() {
 fn versions_and_lints_stand_once() {
     let metadata = metadata();
     let root: toml::Table = toml::from_str(&fs::read_to_string(workspace().join("Cargo.toml")).unwrap()).unwrap();
-    assert_eq!(
-        root["workspace"]["lints"]["rust"]["unsafe_code"].as_str(),
-        Some("forbid")
-    );
+    assert_eq!(root["workspace"]["lints"]["rust"]["unsafe_code"].as_str(), Some("forbid"));
     for package in metadata.workspace_packages() {
         let manifest: toml::Table = toml::from_str(&fs::read_to_string(&package.manifest_path).unwrap()).unwrap();
         assert_eq!(

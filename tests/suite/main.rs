@@ -9,6 +9,7 @@
 //! | `edges` | who may depend on whom |
 //! | `provider` | the scripted provider is as strict, and as odd on the wire, as it claims |
 
+mod bad_input;
 mod codex;
 mod edges;
 mod provider;

@@ -29,14 +29,8 @@ fn post(provider: &FakeProvider, body: &Value) -> Answer {
         ("user-agent", "test"),
         ("authorization", "Bearer k"),
     ];
-    http::request(
-        provider.address(),
-        "POST",
-        "/v1/chat/completions",
-        &headers,
-        body.to_string().as_bytes(),
-    )
-    .expect("the provider answers")
+    http::request(provider.address(), "POST", "/v1/chat/completions", &headers, body.to_string().as_bytes())
+        .expect("the provider answers")
 }
 
 /// The chunks of a streamed answer, up to `[DONE]`.
@@ -44,49 +38,31 @@ fn chunks(answer: &Answer) -> Vec<Value> {
     let text = answer.text();
     let mut data: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
     assert_eq!(data.pop(), Some("[DONE]"), "{text}");
-    data.into_iter()
-        .map(|data| serde_json::from_str(data).expect("a chunk is JSON"))
-        .collect()
+    data.into_iter().map(|data| serde_json::from_str(data).expect("a chunk is JSON")).collect()
 }
 
 fn joined(chunks: &[Value], pointer: &str) -> String {
-    chunks
-        .iter()
-        .filter_map(|chunk| chunk.pointer(pointer)?.as_str())
-        .collect()
+    chunks.iter().filter_map(|chunk| chunk.pointer(pointer)?.as_str()).collect()
 }
 
 #[test]
 fn an_answer_is_whole_in_every_framing() {
-    for (crlf, close_delimited, write_bytes) in [
-        (false, false, vec![1, 5, 17]),
-        (true, true, vec![]),
-        (true, false, vec![1]),
-    ] {
+    for (crlf, close_delimited, write_bytes) in
+        [(false, false, vec![1, 5, 17]), (true, true, vec![]), (true, false, vec![1])]
+    {
         let mut script = Script::new().key("k").turn(
             When::user("go"),
             [
                 Step::reasoning("so, so"),
                 Step::text("grüße 🦀"),
                 Step::Calls(vec![
-                    Call {
-                        tool: "exec_command".to_owned(),
-                        arguments: json!({ "cmd": "one" }),
-                    },
-                    Call {
-                        tool: "exec".to_owned(),
-                        arguments: json!({ "cmd": "two" }),
-                    },
+                    Call { tool: "exec_command".to_owned(), arguments: json!({ "cmd": "one" }) },
+                    Call { tool: "exec".to_owned(), arguments: json!({ "cmd": "two" }) },
                 ]),
                 Step::Patch("*** Begin".to_owned()),
             ],
         );
-        script.wire = e2e::provider::Wire {
-            crlf,
-            close_delimited,
-            write_bytes,
-            pause_us: 0,
-        };
+        script.wire = e2e::provider::Wire { crlf, close_delimited, write_bytes, pause_us: 0 };
         let provider = FakeProvider::start(script);
         let answer = post(&provider, &body(&json!([{ "role": "user", "content": "go" }])));
         let chunks = chunks(&answer);
@@ -94,19 +70,14 @@ fn an_answer_is_whole_in_every_framing() {
         assert_eq!(joined(&chunks, "/choices/0/delta/content"), "grüße 🦀");
         let arguments: Vec<String> = (0..3)
             .map(|index| {
-                let calls = chunks
-                    .iter()
-                    .filter_map(|chunk| chunk.pointer("/choices/0/delta/tool_calls/0"));
+                let calls = chunks.iter().filter_map(|chunk| chunk.pointer("/choices/0/delta/tool_calls/0"));
                 calls
                     .filter(|call| call["index"] == index)
                     .filter_map(|call| call["function"]["arguments"].as_str())
                     .collect()
             })
             .collect();
-        assert_eq!(
-            arguments,
-            [r#"{"cmd":"one"}"#, r#"{"cmd":"two"}"#, r#"{"input":"*** Begin"}"#]
-        );
+        assert_eq!(arguments, [r#"{"cmd":"one"}"#, r#"{"cmd":"two"}"#, r#"{"input":"*** Begin"}"#]);
         assert_eq!(joined(&chunks, "/choices/0/finish_reason"), "tool_calls");
         assert!(chunks.last().unwrap()["usage"]["total_tokens"].is_u64());
         assert_eq!(provider.assert_played()[0].end, Some(End::Complete));
@@ -121,17 +92,10 @@ fn a_wrong_request_is_refused_with_the_reason() {
     let answer = post(&provider, &wrong);
     assert_eq!(answer.status, 400);
     let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
-    assert!(
-        message.contains("`developer`") && message.contains("`store`"),
-        "{message}"
-    );
+    assert!(message.contains("`developer`") && message.contains("`store`"), "{message}");
     let answer = post(&provider, &body(&json!([{ "role": "user", "content": "stop" }])));
     assert_eq!(answer.status, 400);
-    assert!(
-        answer.text().contains("no turn of the script expects this"),
-        "{}",
-        answer.text()
-    );
+    assert!(answer.text().contains("no turn of the script expects this"), "{}", answer.text());
     assert_eq!(provider.complaints().len(), 3);
     assert_eq!(provider.requests().len(), 2);
 }
@@ -139,10 +103,7 @@ fn a_wrong_request_is_refused_with_the_reason() {
 #[test]
 fn only_the_key_opens_it() {
     let provider = FakeProvider::start(Script::new().key("another"));
-    assert_eq!(
-        post(&provider, &body(&json!([{ "role": "user", "content": "go" }]))).status,
-        401
-    );
+    assert_eq!(post(&provider, &body(&json!([{ "role": "user", "content": "go" }]))).status, 401);
     let models =
         |key: &str| http::request(provider.address(), "GET", "/v1/models", &[("authorization", key)], b"").unwrap();
     assert_eq!(models("Bearer k").status, 401);
@@ -151,19 +112,15 @@ fn only_the_key_opens_it() {
 
 #[test]
 fn a_gate_holds_an_answer_until_it_is_released() {
-    let provider = FakeProvider::start(Script::new().turn(
-        When::any(),
-        [Step::text("before"), Step::hold("gate"), Step::text("after")],
-    ));
+    let provider = FakeProvider::start(
+        Script::new().turn(When::any(), [Step::text("before"), Step::hold("gate"), Step::text("after")]),
+    );
     std::thread::scope(|scope| {
         let answer = scope.spawn(|| post(&provider, &body(&json!([{ "role": "user", "content": "go" }]))));
         provider.wait_held("gate", DEADLINE);
         assert_eq!(provider.requests()[0].end, None);
         provider.release("gate");
-        assert_eq!(
-            joined(&chunks(&answer.join().unwrap()), "/choices/0/delta/content"),
-            "beforeafter"
-        );
+        assert_eq!(joined(&chunks(&answer.join().unwrap()), "/choices/0/delta/content"), "beforeafter");
     });
 }
 
@@ -171,18 +128,12 @@ fn a_gate_holds_an_answer_until_it_is_released() {
 fn failures_happen_as_scripted() {
     let provider = FakeProvider::start(
         Script::new()
-            .turn(
-                When::user("status"),
-                [Step::status(429, &json!({ "error": "slow down" }))],
-            )
+            .turn(When::user("status"), [Step::status(429, &json!({ "error": "slow down" }))])
             .turn(When::user("reset"), [Step::text("partial"), Step::Reset])
             .turn(When::user("close"), [Step::text("partial"), Step::Close])
             .turn(When::user("silence"), [Step::text("partial"), Step::Silence]),
     );
-    assert_eq!(
-        post(&provider, &body(&json!([{ "role": "user", "content": "status" }]))).status,
-        429
-    );
+    assert_eq!(post(&provider, &body(&json!([{ "role": "user", "content": "status" }]))).status, 429);
     for kind in ["reset", "close"] {
         let request = body(&json!([{ "role": "user", "content": kind }])).to_string();
         let mut stream = TcpStream::connect(provider.address()).unwrap();

@@ -26,7 +26,11 @@ struct Probes {
 
 /// Connects to `address` until `stop` is set. A refused connection is one for which nobody listens, so one failure
 /// here is one that Codex could have had.
-fn probe<'scope>(scope: &'scope thread::Scope<'scope, '_>, address: SocketAddr, stop: &'scope AtomicBool) -> ScopedJoinHandle<'scope, Probes> {
+fn probe<'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    address: SocketAddr,
+    stop: &'scope AtomicBool,
+) -> ScopedJoinHandle<'scope, Probes> {
     scope.spawn(move || {
         let mut probes = Probes::default();
         while !stop.load(Ordering::Relaxed) {
@@ -57,7 +61,10 @@ fn a_task_completes_though_each_of_its_streams_is_killed_once() {
         Script::new()
             .key(PROVIDER_KEY)
             .turn(When::user("Write."), [Step::text("I will write"), Step::hold("one")])
-            .turn(When::user("Write."), [Step::text("I will write it."), Step::shell("echo written >> file.txt; echo done-one")])
+            .turn(
+                When::user("Write."),
+                [Step::text("I will write it."), Step::shell("echo written >> file.txt; echo done-one")],
+            )
             .turn(When::tool("done-one"), [Step::reasoning("It went"), Step::hold("two")])
             .turn(When::tool("done-one"), [Step::shell("echo again >> file.txt; echo done-two")])
             .turn(When::tool("done-two"), [Step::text("Both lines are"), Step::hold("three")])

@@ -35,11 +35,7 @@ pub fn store(paths: &Paths, endpoint: &EndpointId, key: &str) -> Result<(), Cred
     let key = validated(key)?;
     files::create_private_folder(paths.config_folder())?;
     files::create_private_folder(&paths.credentials_folder())?;
-    files::write_atomically(
-        &paths.credential(endpoint),
-        format!("{key}\n").as_bytes(),
-        files::PRIVATE_FILE_MODE,
-    )?;
+    files::write_atomically(&paths.credential(endpoint), format!("{key}\n").as_bytes(), files::PRIVATE_FILE_MODE)?;
     Ok(())
 }
 
@@ -100,10 +96,7 @@ mod tests {
         store(&paths, &id, "key-2").unwrap();
         assert_eq!(load(&paths, &id).unwrap().unwrap().expose(), "key-2");
         assert_eq!(std::fs::metadata(paths.credential(&id)).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(
-            std::fs::metadata(paths.credentials_folder()).unwrap().mode() & 0o777,
-            0o700
-        );
+        assert_eq!(std::fs::metadata(paths.credentials_folder()).unwrap().mode() & 0o777, 0o700);
         assert!(remove(&paths, &id).unwrap());
         assert!(!remove(&paths, &id).unwrap());
     }
@@ -113,9 +106,6 @@ mod tests {
         assert!(matches!(validated(" \n"), Err(CredentialError::Empty)));
         assert!(matches!(validated("a\nb"), Err(CredentialError::NotHeaderSafe)));
         assert!(matches!(validated("schlüssel"), Err(CredentialError::NotHeaderSafe)));
-        assert!(matches!(
-            validated(&"k".repeat(CREDENTIAL_BYTES_MAX + 1)),
-            Err(CredentialError::TooLong)
-        ));
+        assert!(matches!(validated(&"k".repeat(CREDENTIAL_BYTES_MAX + 1)), Err(CredentialError::TooLong)));
     }
 }

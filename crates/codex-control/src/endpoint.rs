@@ -193,32 +193,16 @@ pub fn resolve(settings: &Settings, tables: &Tables, endpoint: &EndpointSettings
     quirks.sort_unstable();
     quirks.dedup();
     Ok(Endpoint {
-        name: endpoint
-            .name
-            .clone()
-            .or(preset.map(|preset| preset.name.clone()))
-            .unwrap_or_else(|| id.to_string()),
+        name: endpoint.name.clone().or(preset.map(|preset| preset.name.clone())).unwrap_or_else(|| id.to_string()),
         provider: preset.map_or_else(|| "custom".to_owned(), |preset| preset.id.clone()),
         default_model: endpoint
             .default_model
             .clone()
             .or_else(|| preset.and_then(|preset| preset.default_model.clone())),
-        models: endpoint
-            .models
-            .clone()
-            .or_else(|| preset.map(|preset| preset.models.clone()))
-            .unwrap_or_default(),
-        aliases: endpoint
-            .aliases
-            .iter()
-            .map(|(alias, model)| (alias.clone(), model.clone()))
-            .collect(),
+        models: endpoint.models.clone().or_else(|| preset.map(|preset| preset.models.clone())).unwrap_or_default(),
+        aliases: endpoint.aliases.iter().map(|(alias, model)| (alias.clone(), model.clone())).collect(),
         headers: resolve_headers(&id, endpoint, preset)?,
-        model_facts: endpoint
-            .model
-            .iter()
-            .map(|model| facts(&model.id, Some(model)))
-            .collect(),
+        model_facts: endpoint.model.iter().map(|model| facts(&model.id, Some(model))).collect(),
         limits: settings.worker.clone(),
         id,
         protocol,
@@ -239,16 +223,10 @@ fn resolve_auth(
     let mut sources = Vec::new();
     sources.extend(auth.env.map(|name| ("env", CredentialSource::Env(name))));
     sources.extend(auth.file.map(|path| ("file", CredentialSource::File(path))));
-    sources.extend(
-        auth.command
-            .map(|command| ("command", CredentialSource::Command(command))),
-    );
+    sources.extend(auth.command.map(|command| ("command", CredentialSource::Command(command))));
     if sources.len() > 1 {
         let names: Vec<&str> = sources.iter().map(|(name, _)| *name).collect();
-        return Err(ResolveError::CredentialSources {
-            id: id.clone(),
-            sources: list(&names),
-        });
+        return Err(ResolveError::CredentialSources { id: id.clone(), sources: list(&names) });
     }
     let credential = match (kind, sources.pop()) {
         (AuthKind::None, _) => CredentialSource::None,
@@ -280,18 +258,12 @@ fn resolve_headers(
 
 /// What is known about `model` at `endpoint`: its own facts, else the table's, else defaults.
 pub fn model_facts(endpoint: &Endpoint, tables: &Tables, model: &str) -> ModelFacts {
-    let own = endpoint
-        .model_facts
-        .iter()
-        .find(|facts| match facts.id.strip_suffix('*') {
-            Some(stem) => model.starts_with(stem),
-            None => facts.id == model,
-        });
+    let own = endpoint.model_facts.iter().find(|facts| match facts.id.strip_suffix('*') {
+        Some(stem) => model.starts_with(stem),
+        None => facts.id == model,
+    });
     match own {
-        Some(own) => ModelFacts {
-            id: model.to_owned(),
-            ..own.clone()
-        },
+        Some(own) => ModelFacts { id: model.to_owned(), ..own.clone() },
         None => facts(model, tables.model(model)),
     }
 }
@@ -301,9 +273,7 @@ fn facts(slug: &str, row: Option<&Model>) -> ModelFacts {
         id: slug.to_owned(),
         name: row.and_then(|row| row.name.clone()).unwrap_or_else(|| slug.to_owned()),
         context_window: row.and_then(|row| row.context_window).unwrap_or(CONTEXT_WINDOW_DEFAULT),
-        images: row
-            .and_then(|row| row.input.as_ref())
-            .is_some_and(|input| input.contains(&Modality::Image)),
+        images: row.and_then(|row| row.input.as_ref()).is_some_and(|input| input.contains(&Modality::Image)),
         reasoning_levels: row.and_then(|row| row.reasoning_levels.clone()).unwrap_or_default(),
         default_reasoning_level: row.and_then(|row| row.default_reasoning_level.clone()),
         freeform_patch: row.and_then(|row| row.freeform_patch).unwrap_or(true),
@@ -340,11 +310,7 @@ pub fn normalize_base_url(url: &str) -> Result<String, String> {
     if let Some(stem) = PASTED_SUFFIXES.iter().find_map(|suffix| path.strip_suffix(suffix)) {
         path = stem.trim_end_matches('/');
     }
-    Ok(format!(
-        "{}://{}{path}",
-        uri.scheme_str().unwrap_or("https"),
-        authority.as_str().to_ascii_lowercase()
-    ))
+    Ok(format!("{}://{}{path}", uri.scheme_str().unwrap_or("https"), authority.as_str().to_ascii_lowercase()))
 }
 
 #[cfg(test)]
@@ -362,10 +328,7 @@ mod tests {
             ("https://host/v1", "https://host/v1"),
             ("https://host/v1/", "https://host/v1"),
             (" https://HOST/v1/chat/completions ", "https://host/v1"),
-            (
-                "https://api.z.ai/api/coding/paas/v4/chat/completions/",
-                "https://api.z.ai/api/coding/paas/v4",
-            ),
+            ("https://api.z.ai/api/coding/paas/v4/chat/completions/", "https://api.z.ai/api/coding/paas/v4"),
             ("http://localhost:11434", "http://localhost:11434"),
             ("http://[::1]:8000/v1/responses", "http://[::1]:8000/v1"),
         ] {
@@ -402,36 +365,12 @@ mod tests {
     #[test]
     fn what_cannot_run_says_why_and_what_to_do() {
         for (text, message, hint) in [
-            (
-                "preset = \"zai-codign\"",
-                "preset `zai-codign`",
-                "did you mean `zai-coding`?",
-            ),
-            (
-                "protocol = \"responses\"",
-                "no `base_url`",
-                "`codexctl endpoint set e base_url URL`",
-            ),
-            (
-                "base_url = \"http://h\"",
-                "no `protocol`",
-                "`codexctl endpoint set e protocol",
-            ),
-            (
-                "base_url = \"h\"\nprotocol = \"responses\"",
-                "does not begin",
-                "https://HOST/PATH",
-            ),
-            (
-                "preset = \"deepseek\"\nauth = { env = \"A\", file = \"/b\" }",
-                "`env`, `file`",
-                "keep one",
-            ),
-            (
-                "preset = \"deepseek\"\nheaders = { \"a b\" = \"c\" }",
-                "header `a b`",
-                "names are letters",
-            ),
+            ("preset = \"zai-codign\"", "preset `zai-codign`", "did you mean `zai-coding`?"),
+            ("protocol = \"responses\"", "no `base_url`", "`codexctl endpoint set e base_url URL`"),
+            ("base_url = \"http://h\"", "no `protocol`", "`codexctl endpoint set e protocol"),
+            ("base_url = \"h\"\nprotocol = \"responses\"", "does not begin", "https://HOST/PATH"),
+            ("preset = \"deepseek\"\nauth = { env = \"A\", file = \"/b\" }", "`env`, `file`", "keep one"),
+            ("preset = \"deepseek\"\nheaders = { \"a b\" = \"c\" }", "header `a b`", "names are letters"),
         ] {
             let error = resolved(&format!("[[endpoint]]\nid = \"e\"\n{text}\n")).unwrap_err();
             assert!(error.to_string().contains(message), "{error}");
@@ -448,10 +387,7 @@ mod tests {
         .unwrap();
         let own = model_facts(&endpoint, &tables, "glm-4.7");
         assert_eq!((own.context_window, own.images), (1000, true));
-        assert_eq!(
-            model_facts(&endpoint, &tables, "unheard-of").context_window,
-            CONTEXT_WINDOW_DEFAULT
-        );
+        assert_eq!(model_facts(&endpoint, &tables, "unheard-of").context_window, CONTEXT_WINDOW_DEFAULT);
         assert!(model_facts(&endpoint, &tables, "glm-4.6").context_window > CONTEXT_WINDOW_DEFAULT);
     }
 }

@@ -56,10 +56,7 @@ pub enum FileError {
 /// [`FileError::Folder`] if it cannot be made.
 pub fn create_missing_folders(path: &Path) -> Result<(), FileError> {
     let created = DirBuilder::new().recursive(true).mode(PRIVATE_FOLDER_MODE).create(path);
-    created.map_err(|source| FileError::Folder {
-        path: path.to_owned(),
-        source,
-    })
+    created.map_err(|source| FileError::Folder { path: path.to_owned(), source })
 }
 
 /// Creates `path` and its missing parents with mode 0700, and makes an existing `path` that we own private. Only for
@@ -68,21 +65,11 @@ pub fn create_missing_folders(path: &Path) -> Result<(), FileError> {
 /// # Errors
 /// [`FileError::Folder`] if it cannot be made, or belongs to somebody else.
 pub fn create_private_folder(path: &Path) -> Result<(), FileError> {
-    let error = |source| FileError::Folder {
-        path: path.to_owned(),
-        source,
-    };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(PRIVATE_FOLDER_MODE)
-        .create(path)
-        .map_err(error)?;
+    let error = |source| FileError::Folder { path: path.to_owned(), source };
+    DirBuilder::new().recursive(true).mode(PRIVATE_FOLDER_MODE).create(path).map_err(error)?;
     let metadata = fs::metadata(path).map_err(error)?;
     if metadata.uid() != nix::unistd::geteuid().as_raw() {
-        return Err(error(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            "it belongs to another user",
-        )));
+        return Err(error(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user")));
     }
     if metadata.mode() & 0o077 != 0 {
         fs::set_permissions(path, fs::Permissions::from_mode(PRIVATE_FOLDER_MODE)).map_err(error)?;
@@ -111,10 +98,7 @@ pub fn write_volatile(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileEr
 }
 
 fn replace(path: &Path, bytes: &[u8], mode: u32, sync: bool) -> Result<(), FileError> {
-    let error = |source| FileError::Write {
-        path: path.to_owned(),
-        source,
-    };
+    let error = |source| FileError::Write { path: path.to_owned(), source };
     let target = match fs::canonicalize(path) {
         Ok(resolved) => resolved,
         Err(source) if source.kind() == io::ErrorKind::NotFound => path.to_owned(),
@@ -143,17 +127,11 @@ fn replace(path: &Path, bytes: &[u8], mode: u32, sync: bool) -> Result<(), FileE
 /// # Errors
 /// [`FileError::Write`].
 pub fn create_private_once(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
-    let error = |source| FileError::Write {
-        path: path.to_owned(),
-        source,
-    };
+    let error = |source| FileError::Write { path: path.to_owned(), source };
     let folder = folder_of(path);
     let (temporary, mut file) = create_temporary(folder, path, PRIVATE_FILE_MODE).map_err(error)?;
     // A hard link, unlike a rename, fails when the name is taken: the first of two racing writers wins.
-    let linked = file
-        .write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::hard_link(&temporary, path));
+    let linked = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::hard_link(&temporary, path));
     let _ = fs::remove_file(&temporary);
     match linked {
         Ok(()) => Ok(true),
@@ -164,9 +142,7 @@ pub fn create_private_once(path: &Path, bytes: &[u8]) -> Result<bool, FileError>
 
 /// The folder that holds `path`; `.` for a bare name.
 pub fn folder_of(path: &Path) -> &Path {
-    path.parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Reads `path` whole, at most `bytes_max` bytes; `None` if it does not exist.
@@ -174,10 +150,7 @@ pub fn folder_of(path: &Path) -> &Path {
 /// # Errors
 /// [`FileError::Read`], [`FileError::TooLarge`].
 pub fn read_bounded(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, FileError> {
-    let error = |source| FileError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let error = |source| FileError::Read { path: path.to_owned(), source };
     let file = match File::open(path) {
         Ok(file) => file,
         Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -186,10 +159,7 @@ pub fn read_bounded(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, File
     let mut bytes = Vec::new();
     file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(error)?;
     if bytes.len() as u64 > bytes_max {
-        return Err(FileError::TooLarge {
-            path: path.to_owned(),
-            bytes_max,
-        });
+        return Err(FileError::TooLarge { path: path.to_owned(), bytes_max });
     }
     Ok(Some(bytes))
 }
@@ -200,16 +170,8 @@ const TEMPORARY_NAME_TRIES: u32 = 16;
 fn create_temporary(folder: &Path, target: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     for _ in 0..TEMPORARY_NAME_TRIES {
-        let temporary = folder.join(format!(
-            ".{name}.{:08x}.tmp",
-            getrandom::u32().map_err(io::Error::other)?
-        ));
-        match OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&temporary)
-        {
+        let temporary = folder.join(format!(".{name}.{:08x}.tmp", getrandom::u32().map_err(io::Error::other)?));
+        match OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             result => return result.map(|file| (temporary, file)),
         }
@@ -222,10 +184,8 @@ mod tests {
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -238,11 +198,7 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
         write_atomically(&path, b"two", 0o600).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
-        assert_eq!(
-            fs::metadata(&path).unwrap().mode() & 0o777,
-            0o640,
-            "an existing file keeps its mode"
-        );
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640, "an existing file keeps its mode");
         assert_eq!(names(folder.path()), ["file"]);
     }
 
@@ -262,10 +218,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("is-a-folder");
         fs::create_dir(&path).unwrap();
-        assert!(matches!(
-            write_atomically(&path, b"x", 0o600),
-            Err(FileError::Write { .. })
-        ));
+        assert!(matches!(write_atomically(&path, b"x", 0o600), Err(FileError::Write { .. })));
         assert_eq!(names(folder.path()), ["is-a-folder"]);
     }
 
@@ -287,10 +240,7 @@ mod tests {
         assert!(read_bounded(&path, 3).unwrap().is_none());
         fs::write(&path, "abc").unwrap();
         assert_eq!(read_bounded(&path, 3).unwrap().as_deref(), Some(&b"abc"[..]));
-        assert!(matches!(
-            read_bounded(&path, 2),
-            Err(FileError::TooLarge { bytes_max: 2, .. })
-        ));
+        assert!(matches!(read_bounded(&path, 2), Err(FileError::TooLarge { bytes_max: 2, .. })));
     }
 
     #[test]
@@ -306,11 +256,7 @@ mod tests {
         create_private_folder(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         create_missing_folders(&path).unwrap();
-        assert_eq!(
-            fs::metadata(&path).unwrap().mode() & 0o777,
-            0o755,
-            "a folder of somebody else's stays as it is"
-        );
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o755, "a folder of somebody else's stays as it is");
         create_private_folder(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, PRIVATE_FOLDER_MODE);
     }

@@ -35,14 +35,8 @@ impl FromStr for EndpointId {
             && text.starts_with(|c: char| c.is_ascii_lowercase())
             && !text.ends_with('-')
             && !text.contains("--")
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        if well_formed {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(InvalidEndpointId(text.to_owned()))
-        }
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if well_formed { Ok(Self(text.to_owned())) } else { Err(InvalidEndpointId(text.to_owned())) }
     }
 }
 
@@ -77,11 +71,7 @@ mod tests {
         }
         let long = "a".repeat(ENDPOINT_ID_BYTES_MAX + 1);
         for bad in ["", "Z", "-a", "a-", "a--b", "1a", "a_b", "a/b", "..", "ä", &long] {
-            assert_eq!(
-                bad.parse::<EndpointId>(),
-                Err(InvalidEndpointId(bad.to_owned())),
-                "{bad}"
-            );
+            assert_eq!(bad.parse::<EndpointId>(), Err(InvalidEndpointId(bad.to_owned())), "{bad}");
         }
     }
 }

@@ -99,6 +99,8 @@ pub struct Assignment {
     pub seal_key_file: PathBuf,
     /// File for the provider's model list.
     pub models_cache_file: PathBuf,
+    /// File for what the provider's refusals have taught.
+    pub learned_file: PathBuf,
     /// Overrides of embedded tables are looked for here.
     pub config_folder: PathBuf,
 }

@@ -43,28 +43,17 @@ impl Paths {
     /// # Errors
     /// [`PathsError::NoHome`] without `HOME`; [`PathsError::SocketPathTooLong`] if a socket could not be bound.
     pub fn from_environment(environment: &Environment) -> Result<Self, PathsError> {
-        let absolute = |name| {
-            environment
-                .get(name)
-                .map(PathBuf::from)
-                .filter(|path| path.is_absolute())
-        };
+        let absolute = |name| environment.get(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let home = absolute(environment::HOME).ok_or(PathsError::NoHome)?;
-        let state = absolute(environment::XDG_STATE_HOME)
-            .unwrap_or_else(|| home.join(".local/state"))
-            .join(FOLDER);
+        let state = absolute(environment::XDG_STATE_HOME).unwrap_or_else(|| home.join(".local/state")).join(FOLDER);
         let runtime = absolute(environment::XDG_RUNTIME_DIR)
             .or_else(|| {
                 Some(PathBuf::from(format!("/run/user/{}", nix::unistd::getuid()))).filter(|path| path.is_dir())
             })
             .map_or_else(|| state.join("run"), |base| base.join(FOLDER));
         let paths = Self {
-            config: absolute(environment::XDG_CONFIG_HOME)
-                .unwrap_or_else(|| home.join(".config"))
-                .join(FOLDER),
-            cache: absolute(environment::XDG_CACHE_HOME)
-                .unwrap_or_else(|| home.join(".cache"))
-                .join(FOLDER),
+            config: absolute(environment::XDG_CONFIG_HOME).unwrap_or_else(|| home.join(".config")).join(FOLDER),
+            cache: absolute(environment::XDG_CACHE_HOME).unwrap_or_else(|| home.join(".cache")).join(FOLDER),
             codex_home: absolute(environment::CODEX_HOME).unwrap_or_else(|| home.join(".codex")),
             state,
             runtime,
@@ -185,17 +174,17 @@ impl Paths {
     /// Where systemd looks for a unit of the person's: their own folder, the administrator's, and those of packages.
     pub fn unit_folders(&self) -> [PathBuf; 4] {
         let own = self.config.parent().unwrap_or(Path::new("/")).join("systemd/user");
-        [
-            own,
-            "/etc/systemd/user".into(),
-            "/usr/local/lib/systemd/user".into(),
-            "/usr/lib/systemd/user".into(),
-        ]
+        [own, "/etc/systemd/user".into(), "/usr/local/lib/systemd/user".into(), "/usr/lib/systemd/user".into()]
     }
 
     /// Private socket of the person's service manager, present while one runs.
     pub fn service_manager_socket(&self) -> PathBuf {
         self.runtime.parent().unwrap_or(Path::new("/")).join("systemd/private")
+    }
+
+    /// What one endpoint's provider has taught by refusals.
+    pub fn learned(&self, endpoint: &EndpointId) -> PathBuf {
+        self.cache.join("learned").join(format!("{endpoint}.json"))
     }
 
     /// Model list of one endpoint as fetched from its provider.
@@ -220,30 +209,13 @@ mod tests {
     #[test]
     fn xdg_folders_are_found() {
         let defaults = paths(&[("HOME", "/home/u"), ("XDG_RUNTIME_DIR", "/run/user/7")]).unwrap();
-        assert_eq!(
-            defaults.settings(),
-            Path::new("/home/u/.config/codex-supervisor/supervisor.toml")
-        );
-        assert_eq!(
-            defaults.ports(),
-            Path::new("/home/u/.local/state/codex-supervisor/ports.json")
-        );
-        assert_eq!(
-            defaults.control_socket(),
-            Path::new("/run/user/7/codex-supervisor/control.sock")
-        );
+        assert_eq!(defaults.settings(), Path::new("/home/u/.config/codex-supervisor/supervisor.toml"));
+        assert_eq!(defaults.ports(), Path::new("/home/u/.local/state/codex-supervisor/ports.json"));
+        assert_eq!(defaults.control_socket(), Path::new("/run/user/7/codex-supervisor/control.sock"));
         assert_eq!(defaults.codex_home(), Path::new("/home/u/.codex"));
         assert_eq!(defaults.unit_folders()[0], Path::new("/home/u/.config/systemd/user"));
-        assert_eq!(
-            defaults.service_manager_socket(),
-            Path::new("/run/user/7/systemd/private")
-        );
-        let moved = paths(&[
-            ("HOME", "/h"),
-            ("XDG_CONFIG_HOME", "/c"),
-            ("XDG_STATE_HOME", "relative"),
-        ])
-        .unwrap();
+        assert_eq!(defaults.service_manager_socket(), Path::new("/run/user/7/systemd/private"));
+        let moved = paths(&[("HOME", "/h"), ("XDG_CONFIG_HOME", "/c"), ("XDG_STATE_HOME", "relative")]).unwrap();
         assert_eq!(moved.config_folder(), Path::new("/c/codex-supervisor"));
         assert_eq!(moved.state_folder(), Path::new("/h/.local/state/codex-supervisor"));
     }

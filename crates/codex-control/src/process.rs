@@ -39,28 +39,16 @@ impl Process {
     /// # Errors
     /// `NotFound` if there is none (`ESRCH`), or an error of `/proc`.
     pub fn open(pid: u32) -> io::Result<Self> {
-        let raw = i32::try_from(pid)
-            .ok()
-            .and_then(Pid::from_raw)
-            .ok_or(io::ErrorKind::InvalidInput)?;
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         let pidfd = match rustix::process::pidfd_open(raw, PidfdFlags::NONBLOCK) {
             Err(rustix::io::Errno::SRCH) => return Err(io::ErrorKind::NotFound.into()),
             result => result?,
         };
         let unique_inode = rustix::fs::fstatfs(&pidfd)?.f_type == PIDFS_MAGIC;
-        let pidfd_inode = if unique_inode {
-            Some(rustix::fs::fstat(&pidfd)?.st_ino)
-        } else {
-            None
-        };
+        let pidfd_inode = if unique_inode { Some(rustix::fs::fstat(&pidfd)?.st_ino) } else { None };
         // Read after the pidfd was opened: if the pid had been reused before, the pidfd belongs to the new process,
         // and so does what is read here; if it is reused after, the pidfd is dead and signals go nowhere.
-        let identity = Identity {
-            boot_id: boot_id()?,
-            pid,
-            start_ticks: start_ticks(pid)?,
-            pidfd_inode,
-        };
+        let identity = Identity { boot_id: boot_id()?, pid, start_ticks: start_ticks(pid)?, pidfd_inode };
         Ok(Self { pidfd, identity })
     }
 
@@ -70,11 +58,7 @@ impl Process {
     /// `NotFound` if it does not: its pid is free or belongs to another process now.
     pub fn open_identity(identity: &Identity) -> io::Result<Self> {
         let process = Self::open(identity.pid)?;
-        if process.identity == *identity {
-            Ok(process)
-        } else {
-            Err(io::ErrorKind::NotFound.into())
-        }
+        if process.identity == *identity { Ok(process) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
     /// Who it is.
@@ -127,10 +111,7 @@ mod tests {
 
     #[test]
     fn a_process_is_recognised_until_it_ends() {
-        let mut child = std::process::Command::new("cat")
-            .stdin(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
         let process = Process::open(child.id()).unwrap();
         let identity = process.identity().clone();
         assert_eq!(Process::open_identity(&identity).unwrap().identity(), &identity);
@@ -144,18 +125,9 @@ mod tests {
     fn another_process_at_the_same_pid_is_a_stranger() {
         let own = own_identity().unwrap();
         for stranger in [
-            Identity {
-                start_ticks: own.start_ticks + 1,
-                ..own.clone()
-            },
-            Identity {
-                boot_id: "another boot".to_owned(),
-                ..own.clone()
-            },
-            Identity {
-                pidfd_inode: own.pidfd_inode.map(|inode| inode + 1).or(Some(1)),
-                ..own.clone()
-            },
+            Identity { start_ticks: own.start_ticks + 1, ..own.clone() },
+            Identity { boot_id: "another boot".to_owned(), ..own.clone() },
+            Identity { pidfd_inode: own.pidfd_inode.map(|inode| inode + 1).or(Some(1)), ..own.clone() },
         ] {
             assert!(Process::open_identity(&stranger).is_err(), "{stranger:?}");
         }

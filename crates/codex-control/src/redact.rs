@@ -100,13 +100,9 @@ mod tests {
 
     #[test]
     fn prose_stays() {
-        for text in [
-            "Insufficient balance (code 1113)",
-            "try again in 7m59.56s",
-            "the secret is out",
-            "glm-4.7 not found",
-            "",
-        ] {
+        for text in
+            ["Insufficient balance (code 1113)", "try again in 7m59.56s", "the secret is out", "glm-4.7 not found", ""]
+        {
             assert_eq!(redact(text), text);
         }
     }

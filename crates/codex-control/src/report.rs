@@ -36,14 +36,7 @@ pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
         .into_iter()
         .map(|candidate| {
             let is_beginning = candidate.starts_with(typed) && !typed.is_empty();
-            (
-                if is_beginning {
-                    1
-                } else {
-                    strsim::damerau_levenshtein(typed, candidate)
-                },
-                candidate,
-            )
+            (if is_beginning { 1 } else { strsim::damerau_levenshtein(typed, candidate) }, candidate)
         })
         .filter(|(slips, _)| *slips <= slips_max)
         .min_by_key(|(slips, _)| *slips)

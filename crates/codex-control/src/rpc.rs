@@ -112,11 +112,7 @@ pub mod code {
 impl RpcError {
     /// An error with an optional remedy.
     pub fn new(code: i64, message: impl Into<String>, hint: Option<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            data: hint.map(|hint| ErrorData { hint: Some(hint) }),
-        }
+        Self { code, message: message.into(), data: hint.map(|hint| ErrorData { hint: Some(hint) }) }
     }
 
     /// The remedy, if there is one.

@@ -271,13 +271,7 @@ impl Settings {
         settings.check().map_err(|(needle, message, hint)| {
             let text = String::from_utf8_lossy(bytes);
             let (line, column) = position(&text, text.find(&needle).unwrap_or(0));
-            SettingsError::Invalid {
-                path: path.to_owned(),
-                line,
-                column,
-                message,
-                hint,
-            }
+            SettingsError::Invalid { path: path.to_owned(), line, column, message, hint }
         })?;
         Ok(settings)
     }
@@ -300,20 +294,12 @@ impl Settings {
     fn check(&self) -> Result<(), (String, String, Option<String>)> {
         let ids: Vec<&str> = self.endpoint.iter().map(|endpoint| endpoint.id.as_str()).collect();
         if ids.len() > ENDPOINTS_MAX {
-            return Err((
-                String::new(),
-                format!("there are more than {ENDPOINTS_MAX} endpoints"),
-                None,
-            ));
+            return Err((String::new(), format!("there are more than {ENDPOINTS_MAX} endpoints"), None));
         }
         for (index, id) in ids.iter().enumerate() {
             if ids[..index].contains(id) {
                 let hint = "give one of them another id".to_owned();
-                return Err((
-                    format!("\"{id}\""),
-                    format!("the endpoint `{id}` stands twice"),
-                    Some(hint),
-                ));
+                return Err((format!("\"{id}\""), format!("the endpoint `{id}` stands twice"), Some(hint)));
             }
         }
         if let Some(id) = &self.default_endpoint
@@ -329,9 +315,7 @@ impl Settings {
                 Some(hint),
             ));
         }
-        let Self {
-            daemon: d, worker: w, ..
-        } = self;
+        let Self { daemon: d, worker: w, .. } = self;
         let ranges = [
             ("health_interval_s", d.health_interval_s, 1, 300),
             ("health_timeout_s", d.health_timeout_s, 1, 60),
@@ -348,11 +332,7 @@ impl Settings {
         ];
         for (key, value, min, max) in ranges {
             if value < min || value > max {
-                return Err((
-                    key.to_owned(),
-                    format!("`{key}` is {value}, outside {min} to {max}"),
-                    None,
-                ));
+                return Err((key.to_owned(), format!("`{key}` is {value}, outside {min} to {max}"), None));
             }
         }
         Ok(())
@@ -364,24 +344,14 @@ pub(crate) fn list(names: &[&str]) -> String {
     if names.is_empty() {
         return "none".to_owned();
     }
-    names
-        .iter()
-        .map(|name| format!("`{name}`"))
-        .collect::<Vec<_>>()
-        .join(", ")
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
 /// Parses `bytes` as TOML into `T`, with the position and a suggestion in the error.
 pub(crate) fn parse_toml<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T, SettingsError> {
     let invalid = |text: &str, offset, message: String, hint| {
         let (line, column) = position(text, offset);
-        SettingsError::Invalid {
-            path: path.to_owned(),
-            line,
-            column,
-            message,
-            hint,
-        }
+        SettingsError::Invalid { path: path.to_owned(), line, column, message, hint }
     };
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
@@ -400,13 +370,7 @@ fn suggestion(message: &str) -> Option<String> {
     if !head.starts_with("unknown field") && !head.starts_with("unknown variant") {
         return None;
     }
-    let quoted = |text: &str| {
-        text.split('`')
-            .skip(1)
-            .step_by(2)
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
+    let quoted = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
     let typed = quoted(head).into_iter().next()?;
     let known = quoted(tail);
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
@@ -419,10 +383,7 @@ fn suggestion(message: &str) -> Option<String> {
 fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = &text[..text.floor_char_boundary(offset)];
     let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-    (
-        before.matches('\n').count() + 1,
-        before[line_start..].chars().count() + 1,
-    )
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }
 
 #[cfg(test)]
@@ -438,20 +399,13 @@ mod tests {
         assert_eq!(parse("").unwrap(), Settings::default());
         assert_eq!(parse("# only a comment\n").unwrap(), Settings::default());
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(
-            Settings::load(&folder.path().join("absent.toml")).unwrap(),
-            Settings::default()
-        );
+        assert_eq!(Settings::load(&folder.path().join("absent.toml")).unwrap(), Settings::default());
     }
 
     #[test]
     fn the_shipped_file_shows_every_setting_at_its_default() {
         let text = include_str!("../../../config/supervisor.toml");
-        assert_eq!(
-            parse(text).unwrap(),
-            Settings::default(),
-            "a value differs from its default"
-        );
+        assert_eq!(parse(text).unwrap(), Settings::default(), "a value differs from its default");
         // Commented examples are part of the reference: they must parse, too.
         let uncommented: String = text
             .lines()
@@ -503,16 +457,8 @@ mod tests {
                 "s.toml:3:1: unknown field `base_ulr`",
                 Some("did you mean `base_url`?"),
             ),
-            (
-                "[daemon]\nhealth_interval_s = 0\n",
-                "s.toml:2:1: `health_interval_s` is 0, outside 1 to 300",
-                None,
-            ),
-            (
-                "[[endpoint]]\nid = \"A b\"\n",
-                "s.toml:2:6: `A b` is not an endpoint id",
-                None,
-            ),
+            ("[daemon]\nhealth_interval_s = 0\n", "s.toml:2:1: `health_interval_s` is 0, outside 1 to 300", None),
+            ("[[endpoint]]\nid = \"A b\"\n", "s.toml:2:6: `A b` is not an endpoint id", None),
             ("x = [\n", "s.toml:", None),
             (
                 "[[endpoint]]\nid = \"a\"\n[[endpoint]]\nid = \"a\"\n",
@@ -532,10 +478,7 @@ mod tests {
             ),
         ] {
             let error = parse(text).unwrap_err();
-            assert!(
-                error.to_string().contains(message),
-                "{error}\nshould contain\n{message}"
-            );
+            assert!(error.to_string().contains(message), "{error}\nshould contain\n{message}");
             if hint.is_some() {
                 assert_eq!(error.hint().as_deref(), hint, "{text}");
             }

@@ -196,10 +196,7 @@ impl Tables {
     pub fn embedded() -> Self {
         let providers: ProvidersFile = toml::from_str(PROVIDERS).expect("the embedded table, loaded by a test");
         let models: ModelsFile = toml::from_str(MODELS).expect("the embedded table, loaded by a test");
-        Self {
-            providers: providers.provider,
-            models: models.model,
-        }
+        Self { providers: providers.provider, models: models.model }
     }
 
     /// The embedded tables with the person's overrides, and what was wrong with those, if anything.
@@ -212,19 +209,11 @@ impl Tables {
         let mut tables = Self::embedded();
         let mut problems = Vec::new();
         match load_override::<ProvidersFile>(config_folder, "providers") {
-            Ok(rows) => merge(
-                &mut tables.providers,
-                rows.map_or_else(Vec::new, |file| file.provider),
-                |row| &row.id,
-            ),
+            Ok(rows) => merge(&mut tables.providers, rows.map_or_else(Vec::new, |file| file.provider), |row| &row.id),
             Err(problem) => problems.push(problem),
         }
         match load_override::<ModelsFile>(config_folder, "models") {
-            Ok(rows) => merge(
-                &mut tables.models,
-                rows.map_or_else(Vec::new, |file| file.model),
-                |row| &row.id,
-            ),
+            Ok(rows) => merge(&mut tables.models, rows.map_or_else(Vec::new, |file| file.model), |row| &row.id),
             Err(problem) => problems.push(problem),
         }
         (tables, problems)
@@ -286,33 +275,18 @@ mod tests {
         let mut ids = BTreeSet::new();
         for provider in tables.providers() {
             assert!(ids.insert(&provider.id), "`{}` stands twice", provider.id);
-            assert!(
-                provider.id.parse::<crate::EndpointId>().is_ok(),
-                "`{}` cannot name an endpoint",
-                provider.id
-            );
+            assert!(provider.id.parse::<crate::EndpointId>().is_ok(), "`{}` cannot name an endpoint", provider.id);
             let url = crate::endpoint::normalize_base_url(&provider.base_url).unwrap();
             assert_eq!(url, provider.base_url, "`{}` is not in its normal form", provider.id);
             if let Some(model) = &provider.default_model {
-                assert!(
-                    provider.models.is_empty() || provider.models.contains(model),
-                    "{}",
-                    provider.id
-                );
+                assert!(provider.models.is_empty() || provider.models.contains(model), "{}", provider.id);
             }
         }
         let mut ids = BTreeSet::new();
         for model in &tables.models {
             assert!(ids.insert(&model.id), "`{}` stands twice", model.id);
             if let Some(level) = &model.default_reasoning_level {
-                assert!(
-                    model
-                        .reasoning_levels
-                        .as_ref()
-                        .is_some_and(|levels| levels.contains(level)),
-                    "{}",
-                    model.id
-                );
+                assert!(model.reasoning_levels.as_ref().is_some_and(|levels| levels.contains(level)), "{}", model.id);
             }
         }
     }
@@ -320,12 +294,9 @@ mod tests {
     #[test]
     fn the_most_specific_model_row_wins() {
         let tables = Tables::embedded();
-        for (slug, id) in [
-            ("glm-4.7", "glm-4.7*"),
-            ("z-ai/GLM-4.7:free", "glm-4.7*"),
-            ("glm-4.5v", "glm-4.5v"),
-            ("glm-3", "glm-*"),
-        ] {
+        for (slug, id) in
+            [("glm-4.7", "glm-4.7*"), ("z-ai/GLM-4.7:free", "glm-4.7*"), ("glm-4.5v", "glm-4.5v"), ("glm-3", "glm-*")]
+        {
             assert_eq!(tables.model(slug).map(|model| model.id.as_str()), Some(id), "{slug}");
         }
         assert!(tables.model("something-unheard-of").is_none());
@@ -357,25 +328,13 @@ mod tests {
             "#,
         )
         .unwrap();
-        std::fs::write(
-            paths.table_override("models"),
-            "[[model]]\nid = \"x\"\ncontext_windwo = 1\n",
-        )
-        .unwrap();
+        std::fs::write(paths.table_override("models"), "[[model]]\nid = \"x\"\ncontext_windwo = 1\n").unwrap();
         let (tables, problems) = Tables::load(&paths);
         assert_eq!(tables.provider("deepseek").unwrap().name, "Mine");
         assert_eq!(tables.providers().len(), n_embedded + 1);
-        let [problem] = &problems[..] else {
-            panic!("{problems:?}")
-        };
+        let [problem] = &problems[..] else { panic!("{problems:?}") };
         let text = problem.to_string();
-        assert!(
-            text.contains("models.toml:3:1") && text.contains("context_windwo"),
-            "{text}"
-        );
-        assert_eq!(
-            crate::report::Hinted::hint(problem).as_deref(),
-            Some("did you mean `context_window`?")
-        );
+        assert!(text.contains("models.toml:3:1") && text.contains("context_windwo"), "{text}");
+        assert_eq!(crate::report::Hinted::hint(problem).as_deref(), Some("did you mean `context_window`?"));
     }
 }

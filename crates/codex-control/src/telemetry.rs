@@ -11,7 +11,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::environment::{self, Environment};
 
 /// The field names every log line draws from.
-pub const FIELDS: [&str; 12] = [
+pub const FIELDS: [&str; 13] = [
+    "cause",
     "endpoint",
     "request",
     "worker_pid",

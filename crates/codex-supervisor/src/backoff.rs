@@ -39,7 +39,9 @@ impl Backoff {
     pub(crate) fn pause(&mut self, pause_max: Duration) -> Duration {
         let doublings = self.in_a_row.checked_sub(1);
         self.in_a_row = self.in_a_row.saturating_add(1);
-        let Some(doublings) = doublings else { return Duration::ZERO };
+        let Some(doublings) = doublings else {
+            return Duration::ZERO;
+        };
         let full = PAUSE_FIRST.saturating_mul(2_u32.saturating_pow(doublings)).min(pause_max);
         full.mul_f64(1.0 - JITTER_SHARE * self.next_random())
     }

@@ -108,8 +108,10 @@ pub(crate) enum Difference {
 pub(crate) fn differences(old: &[Planned], new: &[Planned]) -> Vec<Difference> {
     let find = |plan: &[Planned], id: &EndpointId| plan.iter().position(|planned| planned.settings.id == *id);
     let gone = old.iter().filter(|planned| find(new, &planned.settings.id).is_none());
-    let mut differences: Vec<Difference> = gone.map(|planned| Difference::Removed(planned.settings.id.clone())).collect();
-    let changed = new.iter().filter(|planned| find(old, &planned.settings.id).is_some_and(|index| old[index] != **planned));
+    let mut differences: Vec<Difference> =
+        gone.map(|planned| Difference::Removed(planned.settings.id.clone())).collect();
+    let changed =
+        new.iter().filter(|planned| find(old, &planned.settings.id).is_some_and(|index| old[index] != **planned));
     differences.extend(changed.map(|planned| Difference::Changed(planned.settings.id.clone())));
     let come = new.iter().filter(|planned| find(old, &planned.settings.id).is_none());
     differences.extend(come.map(|planned| Difference::Added(planned.settings.id.clone())));
@@ -154,7 +156,8 @@ mod tests {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let home = folder.path().to_str().unwrap();
-            let paths = Paths::from_environment(&[("HOME", home), ("XDG_RUNTIME_DIR", home)].into_iter().collect()).unwrap();
+            let paths =
+                Paths::from_environment(&[("HOME", home), ("XDG_RUNTIME_DIR", home)].into_iter().collect()).unwrap();
             create_private_folder(paths.config_folder()).unwrap();
             Self { _folder: folder, paths }
         }

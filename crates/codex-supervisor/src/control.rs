@@ -24,7 +24,7 @@ use crate::event::{Call, Event, Queue};
 /// Clients at the same time; one more is told so and sent away.
 const CLIENTS_MAX: usize = 64;
 /// Time a client has to take what is written to it. A reader of events that is stopped for longer counts as gone.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Pause after a failed accept: the process has no descriptors left, trying again at once would only burn time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes read at once, at least.
@@ -39,7 +39,9 @@ pub(crate) fn bind(path: &Path) -> io::Result<StdUnixListener> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
         Err(error) => return Err(error),
-        Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another program answers there")),
+        Ok(_) => {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another program answers there"));
+        }
     }
     // The mask set at the start of the process makes it 0600 from the first moment on.
     StdUnixListener::bind(path)
@@ -177,7 +179,9 @@ impl Client {
 }
 
 async fn write(writer: &mut OwnedWriteHalf, line: &[u8]) -> io::Result<()> {
-    tokio::time::timeout(WRITE_TIMEOUT, writer.write_all(line)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    tokio::time::timeout(WRITE_TIMEOUT, writer.write_all(line))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 /// The next event; never, without a subscription. What was lost shows in the numbers of the events.
@@ -200,10 +204,10 @@ fn failure(id: Value, error: RpcError) -> Response {
 
 /// Reads one line as a request; the error is the answer to send.
 fn parse(line: &[u8]) -> Result<Request, Box<Response>> {
+    const EXAMPLE: &str = r#"send one object a line, e.g. {"jsonrpc":"2.0","id":1,"method":"daemon.status"}"#;
     let refuse = |id: Value, code, message: String, hint: &str| {
         Err(Box::new(failure(id, RpcError::new(code, message, Some(hint.to_owned())))))
     };
-    const EXAMPLE: &str = r#"send one object a line, e.g. {"jsonrpc":"2.0","id":1,"method":"daemon.status"}"#;
     let value: Value = match serde_json::from_slice(line) {
         Ok(value) => value,
         Err(error) => return refuse(Value::Null, code::PARSE, format!("that is not JSON: {error}"), EXAMPLE),
@@ -279,12 +283,27 @@ mod tests {
             ("{", json!(null), code::PARSE, "that is not JSON"),
             ("\u{fffd}", json!(null), code::PARSE, "that is not JSON"),
             ("[]", json!(null), code::INVALID_REQUEST, "batches are not supported"),
-            (r#"[{"jsonrpc":"2.0","id":1,"method":"m"}]"#, json!(null), code::INVALID_REQUEST, "batches are not supported"),
+            (
+                r#"[{"jsonrpc":"2.0","id":1,"method":"m"}]"#,
+                json!(null),
+                code::INVALID_REQUEST,
+                "batches are not supported",
+            ),
             ("7", json!(null), code::INVALID_REQUEST, "that is no request"),
             (r#"{"jsonrpc":"2.0","id":7}"#, json!(7), code::INVALID_REQUEST, "missing field `method`"),
             (r#"{"id":"a","method":"m"}"#, json!("a"), code::INVALID_REQUEST, "missing field `jsonrpc`"),
-            (r#"{"jsonrpc":"1.0","id":"a","method":"m"}"#, json!("a"), code::INVALID_REQUEST, "`jsonrpc` is not \"2.0\""),
-            (r#"{"jsonrpc":"2.0","id":[1],"method":"m"}"#, json!(null), code::INVALID_REQUEST, "neither a string nor a number"),
+            (
+                r#"{"jsonrpc":"1.0","id":"a","method":"m"}"#,
+                json!("a"),
+                code::INVALID_REQUEST,
+                "`jsonrpc` is not \"2.0\"",
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":[1],"method":"m"}"#,
+                json!(null),
+                code::INVALID_REQUEST,
+                "neither a string nor a number",
+            ),
             (&format!("{}1{}", "[".repeat(300), "]".repeat(300)), json!(null), code::PARSE, "recursion limit"),
         ] {
             let response = parse(line.as_bytes()).unwrap_err();

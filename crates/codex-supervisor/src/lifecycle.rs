@@ -27,12 +27,11 @@ use crate::backoff::Backoff;
 
 /// Time from a worker's start to its `Ready`. It takes milliseconds; a machine that swaps may need seconds.
 pub(crate) const START_WITHIN: Duration = Duration::from_secs(15);
-/// Silence after which a worker counts as stuck: the missed heartbeats, and half of one for a busy machine.
-pub(crate) const STUCK_AFTER: Duration = Duration::from_millis(
-    HEARTBEAT_INTERVAL.as_millis() as u64 * HEARTBEATS_MISSED_MAX as u64 + HEARTBEAT_INTERVAL.as_millis() as u64 / 2,
-);
+/// Silence after which a worker counts as stuck: the missed heartbeats, and a little for a busy machine.
+pub(crate) const STUCK_AFTER: Duration =
+    HEARTBEAT_INTERVAL.saturating_mul(HEARTBEATS_MISSED_MAX).saturating_add(Duration::from_millis(250));
 /// Time a replaced worker has for its running answers: longer than the longest turn seen, yet an end.
-pub(crate) const HANDOVER_WITHIN: Duration = Duration::from_secs(60 * 60);
+pub(crate) const HANDOVER_WITHIN: Duration = Duration::from_hours(1);
 /// What a worker gets beyond its drain deadline to send terminal events and exit, before TERM.
 pub(crate) const DRAIN_SLACK: Duration = Duration::from_millis(500);
 /// Time from TERM to KILL.
@@ -40,7 +39,7 @@ pub(crate) const TERMINATE_WITHIN: Duration = Duration::from_secs(1);
 /// Time an orphan has to report back to a new supervisor; it redials several times a second.
 pub(crate) const ADOPT_WITHIN: Duration = Duration::from_secs(5);
 /// Health without a gap that makes earlier restarts forgotten. A start alone is no health.
-pub(crate) const HEALTHY_FOR: Duration = Duration::from_secs(60);
+pub(crate) const HEALTHY_FOR: Duration = Duration::from_mins(1);
 
 /// What the person's settings say about supervision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,13 +158,24 @@ struct Worker {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    Orphan { until: Instant },
-    Starting { until: Instant },
+    Orphan {
+        until: Instant,
+    },
+    Starting {
+        until: Instant,
+    },
     Serving,
-    Draining { until: Instant },
+    Draining {
+        until: Instant,
+    },
     /// `unresolved`: an orphan that never reported; it may still hold the port.
-    Terminating { until: Instant, unresolved: bool },
-    Killed { unresolved: bool },
+    Terminating {
+        until: Instant,
+        unresolved: bool,
+    },
+    Killed {
+        unresolved: bool,
+    },
 }
 
 impl Stage {
@@ -212,7 +222,8 @@ impl Lifecycle {
         if let Some(generation) = self.serving() {
             return Phase::Serving(generation);
         }
-        let on_its_way = |worker: &Worker| matches!(worker.stage, Stage::Starting { .. }) || worker.stage.is_unresolved();
+        let on_its_way =
+            |worker: &Worker| matches!(worker.stage, Stage::Starting { .. }) || worker.stage.is_unresolved();
         if self.workers.values().any(on_its_way) {
             Phase::Starting
         } else if self.backoff.is_exhausted() {
@@ -233,7 +244,9 @@ impl Lifecycle {
     pub(crate) fn current(&self) -> Option<u64> {
         self.serving().or_else(|| {
             let mut newest_first = self.workers.iter().rev();
-            newest_first.find(|(_, worker)| matches!(worker.stage, Stage::Starting { .. })).map(|(generation, _)| *generation)
+            newest_first
+                .find(|(_, worker)| matches!(worker.stage, Stage::Starting { .. }))
+                .map(|(generation, _)| *generation)
         })
     }
 
@@ -295,7 +308,8 @@ impl Lifecycle {
         });
         let serving = self.serving().is_some();
         let probe = self.probe.due_at.filter(|_| serving && self.probe.in_flight.is_none());
-        let restart = self.restart_at.filter(|_| self.wanted == Wanted::Serve && !self.has_fitting() && self.may_spawn());
+        let restart =
+            self.restart_at.filter(|_| self.wanted == Wanted::Serve && !self.has_fitting() && self.may_spawn());
         stages.chain(probe).chain(restart).min()
     }
 
@@ -323,13 +337,13 @@ impl Lifecycle {
 
     /// A worker of an earlier supervisor lives. `draining`: it had been told to end.
     pub(crate) fn orphan(&mut self, now: Instant, generation: u64, draining: bool) {
-        let stage = if draining {
-            Stage::Draining { until: now + HANDOVER_WITHIN + DRAIN_SLACK }
+        let (stage, heard_at) = if draining {
+            // It does not dial in any more and is not missed for that.
+            let until = now + HANDOVER_WITHIN + DRAIN_SLACK;
+            (Stage::Draining { until }, until)
         } else {
-            Stage::Orphan { until: now + ADOPT_WITHIN }
+            (Stage::Orphan { until: now + ADOPT_WITHIN }, now)
         };
-        // It may need a moment to find out that there is somebody to talk to again.
-        let heard_at = now + ADOPT_WITHIN;
         self.generation = self.generation.max(generation);
         self.workers.insert(generation, Worker { revision: REVISION_STALE, stage, heard_at });
     }
@@ -372,7 +386,9 @@ impl Lifecycle {
 
     /// A worker has ended. Says whether that was unexpected.
     pub(crate) fn ended(&mut self, now: Instant, generation: u64) -> bool {
-        let Some(worker) = self.workers.remove(&generation) else { return false };
+        let Some(worker) = self.workers.remove(&generation) else {
+            return false;
+        };
         let unexpected = matches!(worker.stage, Stage::Starting { .. } | Stage::Serving);
         if unexpected {
             self.crashed(now);
@@ -452,7 +468,9 @@ impl Lifecycle {
                 _ => None,
             }
         })?;
-        let Some(because) = reason else { return Some(Command::Terminate { generation }) };
+        let Some(because) = reason else {
+            return Some(Command::Terminate { generation });
+        };
         let worker = self.workers.get_mut(&generation)?;
         let was_wanted = matches!(worker.stage, Stage::Starting { .. } | Stage::Serving);
         worker.stage = Stage::Killed { unresolved: worker.stage.is_unresolved() };
@@ -471,13 +489,16 @@ impl Lifecycle {
                 Stage::Draining { until } => until > latest,
                 Stage::Orphan { .. } | Stage::Terminating { .. } | Stage::Killed { .. } => false,
             };
-            is_due.then(|| worker.stage = Stage::Draining { until: latest }).map(|()| Command::Drain { generation, within })
+            is_due
+                .then(|| worker.stage = Stage::Draining { until: latest })
+                .map(|()| Command::Drain { generation, within })
         })
     }
 
     fn poll_serve(&mut self, now: Instant) -> Option<Command> {
         let revision = self.revision;
-        let has_successor = self.workers.values().any(|worker| worker.stage == Stage::Serving && worker.revision == revision);
+        let has_successor =
+            self.workers.values().any(|worker| worker.stage == Stage::Serving && worker.revision == revision);
         let outdated = self.workers.iter_mut().find(|(_, worker)| {
             worker.revision != revision
                 && (matches!(worker.stage, Stage::Starting { .. }) || (worker.stage == Stage::Serving && has_successor))

@@ -108,7 +108,12 @@ pub(crate) fn rotate_shared(path: &Path, limits: &LogLimits) -> io::Result<()> {
     if limits.files_max() > 0 {
         // A program gone wild may have written far more since the last look: its latest lines are what tells.
         file.seek(SeekFrom::Start(length.saturating_sub(bytes_max)))?;
-        let mut aside = OpenOptions::new().write(true).create(true).truncate(true).mode(PRIVATE_FILE_MODE).open(numbered(path, 1))?;
+        let mut aside = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(PRIVATE_FILE_MODE)
+            .open(numbered(path, 1))?;
         io::copy(&mut Read::by_ref(&mut file).take(bytes_max), &mut aside)?;
     }
     file.set_len(0)
@@ -213,6 +218,10 @@ mod tests {
         rotate_shared(&path, &limits).unwrap();
         writer.write_all(b"next").unwrap();
         rotate_shared(&path, &limits).unwrap();
-        assert_eq!(content(folder.path()), named(&[("log", "next"), ("log.1", "23456789")]), "the latest bytes are kept");
+        assert_eq!(
+            content(folder.path()),
+            named(&[("log", "next"), ("log.1", "23456789")]),
+            "the latest bytes are kept"
+        );
     }
 }

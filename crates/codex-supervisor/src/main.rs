@@ -1,4 +1,62 @@
-//! The user daemon.
+//! The user daemon: keeps a worker running behind a listener that never closes, for each endpoint.
+//!
+//! Small and boring on purpose: no TLS, no provider, no secret. One task owns all state ([`supervisor`]); everything
+//! that can happen is one closed enum ([`event`]).
+//!
+//! | module | what |
+//! |---|---|
+//! | [`arguments`], [`daemon`] | the command line; start and end of the process, in order |
+//! | [`supervisor`] | the owner of all state: endpoints, calls, recovery |
+//! | [`event`] | everything that can happen |
+//! | [`lifecycle`], [`backoff`] | decides about an endpoint's workers: start, replace, drain, kill; touches nothing |
+//! | [`configuration`], [`watch`] | the settings in force, and what a changed file changes |
+//! | [`ports`], [`stand_in`] | listeners, and what answers where no worker may |
+//! | [`worker`], [`worker_socket`], [`probe`], [`memory`] | workers: their processes, what they say, their health |
+//! | [`control`], [`announce`] | the control socket and its events |
+//! | [`registry`], [`stopped`] | what is remembered: processes, the person's stops |
+//! | [`single`], [`systemd`], [`log`], [`clock`] | the lock, the service manager, log files, the time |
+
+mod announce;
+mod arguments;
 mod backoff;
+mod clock;
+mod configuration;
+mod control;
+mod daemon;
+mod event;
 mod lifecycle;
-fn main() {}
+mod log;
+mod memory;
+mod ports;
+mod probe;
+mod registry;
+mod single;
+mod stand_in;
+mod stopped;
+mod supervisor;
+mod systemd;
+mod watch;
+mod worker;
+mod worker_socket;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use codex_control::report::{self, Hinted};
+
+use crate::arguments::Arguments;
+use crate::single::LockError;
+
+fn main() -> ExitCode {
+    let Arguments { foreground: _ } = Arguments::parse();
+    match daemon::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", report::chain(error.as_ref()));
+            if let Some(hint) = error.downcast_ref::<LockError>().and_then(Hinted::hint) {
+                eprintln!("  hint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

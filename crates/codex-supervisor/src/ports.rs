@@ -99,7 +99,9 @@ impl Ports {
             return Ok(());
         }
         while self.remembered.len() > REMEMBERED_MAX {
-            let Some(other) = self.remembered.keys().find(|other| *other != id).cloned() else { break };
+            let Some(other) = self.remembered.keys().find(|other| *other != id).cloned() else {
+                break;
+            };
             self.remembered.remove(&other);
         }
         let text = serde_json::to_vec_pretty(&self.remembered).unwrap_or_default();
@@ -108,7 +110,8 @@ impl Ports {
 
     fn listen_somewhere(&self) -> Result<TcpListener, BindError> {
         for _ in 0..TRIES_MAX {
-            let random = getrandom::u32().map_err(|error| BindError::Refused { port: 0, source: io::Error::other(error) })?;
+            let random =
+                getrandom::u32().map_err(|error| BindError::Refused { port: 0, source: io::Error::other(error) })?;
             let offset = random % u32::from(PORTS.end - PORTS.start);
             let number = PORTS.start + u16::try_from(offset).expect("less than the length of a range of ports");
             if self.remembered.values().any(|taken| *taken == number) {
@@ -162,7 +165,8 @@ pub(crate) fn holder(port: u16) -> Option<Holder> {
     fs::read_dir("/proc").ok()?.filter_map(Result::ok).find_map(|process| {
         let pid: u32 = process.file_name().to_str()?.parse().ok()?;
         let holds = fs::read_dir(process.path().join("fd")).ok()?.filter_map(Result::ok).any(|descriptor| {
-            fs::read_link(descriptor.path()).is_ok_and(|target| target.to_str().is_some_and(|target| inodes.iter().any(|inode| inode == target)))
+            fs::read_link(descriptor.path())
+                .is_ok_and(|target| target.to_str().is_some_and(|target| inodes.iter().any(|inode| inode == target)))
         });
         let program = || fs::read_to_string(process.path().join("comm")).ok().map(|name| name.trim().to_owned());
         holds.then(program).flatten().map(|program| Holder { pid, program })
@@ -171,7 +175,7 @@ pub(crate) fn holder(port: u16) -> Option<Holder> {
 
 /// Inodes of the sockets in a table of `/proc/net` that listen on `port`.
 ///
-/// Source: proc_net_tcp.txt of the kernel: `sl local_address rem_address st … uid timeout inode`.
+/// Source: `proc_net_tcp.txt` of the kernel: `sl local_address rem_address st … uid timeout inode`.
 fn listening_inodes(table: &str, port: u16) -> Vec<u64> {
     const LISTEN: &str = "0A";
     let suffix = format!(":{port:04X}");
@@ -222,7 +226,10 @@ mod tests {
         let port = port_of(&held);
         assert!(matches!(ports.listen(&id("a"), Port::Auto), Err(BindError::Taken(taken)) if taken == port));
         assert!(matches!(ports.listen(&id("b"), Port::Fixed(port)), Err(BindError::Taken(taken)) if taken == port));
-        let own = Holder { pid: std::process::id(), program: fs::read_to_string("/proc/self/comm").unwrap().trim().to_owned() };
+        let own = Holder {
+            pid: std::process::id(),
+            program: fs::read_to_string("/proc/self/comm").unwrap().trim().to_owned(),
+        };
         assert_eq!(holder(port), Some(own));
         drop(held);
         assert_eq!(holder(port), None);

@@ -44,7 +44,11 @@ async fn ask(address: SocketAddr) -> std::io::Result<Vec<u8>> {
 
 fn judge(answer: &[u8]) -> Result<(), ProbeError> {
     let line = answer.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    if line.starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err(ProbeError::Status(String::from_utf8_lossy(line).into_owned())) }
+    if line.starts_with(b"HTTP/1.1 200 ") {
+        Ok(())
+    } else {
+        Err(ProbeError::Status(String::from_utf8_lossy(line).into_owned()))
+    }
 }
 
 #[cfg(test)]
@@ -73,7 +77,10 @@ mod tests {
         let good = answering(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
         assert!(probe(good, timeout).await.is_ok());
         let bad = answering(b"HTTP/1.1 500 Internal Server Error\r\n\r\n").await;
-        assert_eq!(probe(bad, timeout).await.unwrap_err().to_string(), "it answered `HTTP/1.1 500 Internal Server Error`");
+        assert_eq!(
+            probe(bad, timeout).await.unwrap_err().to_string(),
+            "it answered `HTTP/1.1 500 Internal Server Error`"
+        );
         let nothing = answering(b"").await;
         assert!(matches!(probe(nothing, timeout).await, Err(ProbeError::Status(_))));
     }

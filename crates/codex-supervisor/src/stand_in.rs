@@ -45,7 +45,7 @@ impl StandIn {
         let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
         let (stop, stopped) = oneshot::channel();
         // The task owns itself: it ends when `stop` is dropped, at the latest CONNECTION_TIMEOUT and LINGER later.
-        tokio::spawn(accept(listener, answer(&sentence).into(), stopped));
+        tokio::spawn(accept(listener, answer(&sentence).into(), stopped, CONNECTION_TIMEOUT));
         Ok(Self { sentence, _stop: stop })
     }
 
@@ -63,7 +63,12 @@ fn answer(sentence: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-async fn accept(listener: tokio::net::TcpListener, answer: Arc<[u8]>, mut stopped: oneshot::Receiver<()>) {
+async fn accept(
+    listener: tokio::net::TcpListener,
+    answer: Arc<[u8]>,
+    mut stopped: oneshot::Receiver<()>,
+    timeout: Duration,
+) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -81,7 +86,7 @@ async fn accept(listener: tokio::net::TcpListener, answer: Arc<[u8]>, mut stoppe
                 let answer = answer.clone();
                 connections.spawn(async move {
                     // A client that goes away or dawdles has only itself to blame.
-                    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, refuse(stream, &answer)).await;
+                    let _ = tokio::time::timeout(timeout, refuse(stream, &answer)).await;
                     drop(slot);
                 });
             }
@@ -158,7 +163,11 @@ enum BodyLength {
 fn body_length(head: &[u8]) -> BodyLength {
     let head = String::from_utf8_lossy(head).to_ascii_lowercase();
     let field = |name: &str| {
-        head.lines().skip(1).filter_map(|line| line.split_once(':')).find(|(key, _)| *key == name).map(|(_, value)| value.trim())
+        head.lines()
+            .skip(1)
+            .filter_map(|line| line.split_once(':'))
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value.trim())
     };
     if field("transfer-encoding").is_some_and(|value| value.contains("chunked")) {
         return BodyLength::Chunked;
@@ -194,15 +203,19 @@ mod tests {
         let (listener, address) = listening();
         let _stand_in = StandIn::start(&listener, SENTENCE.to_owned()).unwrap();
         let large = vec![b'x'; 3 * 1024 * 1024];
-        let mut sized = format!("POST /v1/responses HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", large.len()).into_bytes();
+        let mut sized =
+            format!("POST /v1/responses HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", large.len()).into_bytes();
         sized.extend_from_slice(&large);
-        let mut chunked = format!("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n", large.len()).into_bytes();
+        let mut chunked =
+            format!("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n", large.len()).into_bytes();
         chunked.extend_from_slice(&large);
         chunked.extend_from_slice(b"\r\n0\r\n\r\n");
         for request in [&b"GET /health HTTP/1.1\r\nhost: h\r\n\r\n"[..], &sized, &chunked] {
             let answer = ask(address, request).await;
             assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain"), "{answer}");
-            assert!(answer.ends_with(&format!("content-length: {}\r\nconnection: close\r\n\r\n{SENTENCE}", SENTENCE.len())));
+            assert!(
+                answer.ends_with(&format!("content-length: {}\r\nconnection: close\r\n\r\n{SENTENCE}", SENTENCE.len()))
+            );
         }
     }
 
@@ -223,14 +236,20 @@ mod tests {
         assert_eq!(&request, b"GET ");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_client_that_dawdles_is_let_go() {
         let (listener, address) = listening();
-        let _stand_in = StandIn::start(&listener, SENTENCE.to_owned()).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let timeout = Duration::from_millis(50);
+        let accepting = tokio::spawn(accept(listener, answer(SENTENCE).into(), stopped, timeout));
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(b"POST / HTTP/1.1\r\ncontent-length: 10\r\n\r\n").await.unwrap();
         let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer).await;
+        let closed = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await;
+        assert!(closed.is_ok(), "the connection stays open");
         assert_eq!(answer, b"");
+        drop(stop);
+        tokio::time::timeout(Duration::from_secs(10), accepting).await.unwrap().unwrap();
     }
 }

@@ -47,7 +47,7 @@ use crate::systemd::{self, Inherited, Store};
 const TICK: Duration = Duration::from_millis(500);
 /// A tick that is later than this means that *we* were stopped: nobody else is to blame for what we did not hear.
 const LATE_TICK: Duration = Duration::from_secs(1);
-/// Time between two rounds of what has time: memory, logs, files that may have changed.
+/// Time between two rounds of what has time: logs, files that may have changed.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(5);
 /// Pause after a first change in the settings folder: editors write in several steps.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -120,6 +120,7 @@ impl Supervisor {
             queue,
             log_limits,
             is_stopping: false,
+            status_is_outdated: true,
             registry_is_outdated: true,
         };
         let mut supervisor = Self {
@@ -128,7 +129,7 @@ impl Supervisor {
             configuration,
             endpoints: BTreeMap::new(),
             waiters: Vec::new(),
-            memory: Memory::default(),
+            memory: Memory::new(),
             reload_at: None,
             tick_at: now + TICK,
             housekeeping_at: now + HOUSEKEEPING_INTERVAL,
@@ -154,7 +155,6 @@ impl Supervisor {
 
     /// Takes events until it is told to end and all workers have ended.
     pub(crate) async fn run(mut self, mut events: mpsc::Receiver<Event>) {
-        self.tell_status_line();
         loop {
             let deadline = tokio::time::Instant::from_std(self.deadline());
             let event = tokio::select! {
@@ -183,12 +183,12 @@ impl Supervisor {
             Event::Call(call) => self.call(call, now),
             Event::WorkerConnected(connected) => {
                 let id = connected.hello.endpoint.clone();
-                match self.endpoints.get_mut(&id) {
-                    Some(managed) => {
-                        managed.connected(connected, &mut self.services, now);
-                        managed.drive(&mut self.services, now);
-                    }
-                    None => warn!(endpoint = %id, worker_pid = connected.hello.identity.pid, "a worker of an unknown endpoint was sent away"),
+                if let Some(managed) = self.endpoints.get_mut(&id) {
+                    managed.connected(connected, &mut self.services, now);
+                    managed.drive(&mut self.services, now);
+                } else {
+                    let worker_pid = connected.hello.identity.pid;
+                    warn!(endpoint = %id, worker_pid, "a worker of an unknown endpoint was sent away");
                 }
             }
             Event::WorkerMessage { worker, connection, message } => {
@@ -230,7 +230,10 @@ impl Supervisor {
         let late = now.saturating_duration_since(self.tick_at);
         self.tick_at = now + TICK;
         if late > LATE_TICK {
-            warn!(elapsed_ms = u64::try_from(late.as_millis()).unwrap_or(u64::MAX), "we were stopped for a while; nobody is blamed for the silence");
+            warn!(
+                elapsed_ms = u64::try_from(late.as_millis()).unwrap_or(u64::MAX),
+                "we were stopped for a while; nobody is blamed for the silence"
+            );
             self.endpoints.values_mut().for_each(|managed| managed.late(now, late));
         }
         if let Some(watchdog) = self.watchdog.as_mut().filter(|watchdog| now >= watchdog.due_at) {
@@ -244,10 +247,7 @@ impl Supervisor {
     }
 
     fn keep_house(&mut self, now: Instant) {
-        let pids: Vec<u32> = self.endpoints.values().flat_map(Managed::worker_pids).collect();
-        self.memory.sample(&pids);
-        for (id, managed) in &mut self.endpoints {
-            managed.set_memory(|pid| self.memory.bytes(pid));
+        for id in self.endpoints.keys() {
             let path = self.services.paths.worker_log(id);
             if let Err(error) = log::rotate_shared(&path, &self.services.log_limits) {
                 warn!(path = %path.display(), %error, "a log cannot be put aside");
@@ -255,6 +255,15 @@ impl Supervisor {
         }
         if self.configuration.is_outdated(&self.services.paths) {
             self.reload_at.get_or_insert(now);
+        }
+    }
+
+    /// Looks how much memory the workers use.
+    fn sample_memory(&mut self, now: Instant) {
+        let pids: Vec<u32> = self.endpoints.values().flat_map(Managed::worker_pids).collect();
+        self.memory.sample(&pids, now);
+        for managed in self.endpoints.values_mut() {
+            managed.set_memory(|pid| self.memory.bytes(pid));
         }
     }
 
@@ -295,6 +304,8 @@ impl Supervisor {
             if let Err(error) = registry.store(&self.services.paths.registry()) {
                 error!(%error, "the registry cannot be written");
             }
+        }
+        if std::mem::take(&mut self.services.status_is_outdated) {
             self.tell_status_line();
         }
     }
@@ -340,14 +351,24 @@ impl Supervisor {
     }
 
     fn tell_settings(&mut self) {
+        self.services.status_is_outdated = true;
         let path = self.services.paths.settings();
         match &self.configuration.problem {
             None => {
                 info!(path = %path.display(), endpoints = self.configuration.settings.endpoint.len(), "settings loaded");
-                self.services.announcer.tell("settings.loaded", None, "the settings were loaded".to_owned(), Value::Null);
+                self.services.announcer.tell(
+                    "settings.loaded",
+                    None,
+                    "the settings were loaded".to_owned(),
+                    Value::Null,
+                );
             }
             Some(problem) => {
-                error!(problem = problem.message, hint = problem.hint, "settings refused, the last good ones stay in force");
+                error!(
+                    problem = problem.message,
+                    hint = problem.hint,
+                    "settings refused, the last good ones stay in force"
+                );
                 let message = format!("the settings cannot be used: {}", problem.message);
                 self.services.announcer.tell("settings.refused", None, message, json!(problem));
             }
@@ -358,12 +379,15 @@ impl Supervisor {
     fn tell_status_line(&mut self) {
         let listed = self.plan.iter().filter_map(|planned| self.endpoints.get(&planned.settings.id));
         let states: Vec<EndpointState> = listed.map(|managed| managed.state(&self.services).0).collect();
-        let n_wanted = states.iter().filter(|state| !matches!(state, EndpointState::Disabled | EndpointState::Stopped)).count();
+        let n_wanted =
+            states.iter().filter(|state| !matches!(state, EndpointState::Disabled | EndpointState::Stopped)).count();
         let n_running = states.iter().filter(|state| **state == EndpointState::Running).count();
         let line = match (self.services.is_stopping, &self.configuration.problem) {
             (true, _) => "stopping".to_owned(),
             (false, None) => format!("{n_running} of {n_wanted} endpoints work"),
-            (false, Some(problem)) => format!("{n_running} of {n_wanted} endpoints work; settings: {}", problem.message),
+            (false, Some(problem)) => {
+                format!("{n_running} of {n_wanted} endpoints work; settings: {}", problem.message)
+            }
         };
         if line != self.status_line {
             systemd::notify(&[NotifyState::Status(&line)]);
@@ -381,6 +405,7 @@ impl Supervisor {
         let within = self.services.stop_within() + DRAIN_SLACK + TERMINATE_WITHIN + STOP_SLACK;
         info!(within_s = within.as_secs(), "stopping");
         self.services.is_stopping = true;
+        self.services.status_is_outdated = true;
         self.give_up_at = Some(now + within);
         let extend_us = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);
         systemd::notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(extend_us)]);

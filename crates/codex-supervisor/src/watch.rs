@@ -29,8 +29,7 @@ pub(crate) fn watch(folder: &Path, queue: Queue) -> notify::Result<RecommendedWa
 /// Whether the content of a table or settings file may be another now. Our own reading of one is an event, too.
 fn is_change(event: &notify::Event) -> bool {
     let is_written = match event.kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
-        EventKind::Access(_) => false,
+        EventKind::Access(access) => access == AccessKind::Close(AccessMode::Write),
         EventKind::Any | EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_) | EventKind::Other => true,
     };
     let is_table = |path: &std::path::PathBuf| path.extension().is_some_and(|extension| extension == "toml");
@@ -58,7 +57,8 @@ mod tests {
         let read = notify::Event::new(EventKind::Access(AccessKind::Open(AccessMode::Any)))
             .add_path(folder.path().join("supervisor.toml"));
         assert!(!is_change(&read));
-        let other = notify::Event::new(EventKind::Remove(notify::event::RemoveKind::File)).add_path(folder.path().join("x.swp"));
+        let other = notify::Event::new(EventKind::Remove(notify::event::RemoveKind::File))
+            .add_path(folder.path().join("x.swp"));
         assert!(!is_change(&other));
     }
 }

@@ -11,13 +11,13 @@ use codex_control::endpoint::CredentialSource;
 use codex_control::environment::{Environment, PASSED_TO_WORKER};
 use codex_control::process::Process;
 use rustix::process::Signal;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::event::{Event, Queue, WorkerId};
 use crate::log;
 
 /// Everything a worker's process is started with. Nothing secret: every user of the machine can read arguments.
-#[derive(Debug)]
 pub(crate) struct Launch<'a> {
     /// The worker program.
     pub(crate) program: &'a Path,
@@ -53,7 +53,9 @@ pub(crate) fn start(launch: &Launch<'_>) -> io::Result<(Child, Process)> {
         .env_clear();
     let credential = match launch.credential {
         CredentialSource::Env(name) => Some(name.as_str()),
-        CredentialSource::None | CredentialSource::Store | CredentialSource::File(_) | CredentialSource::Command(_) => None,
+        CredentialSource::None | CredentialSource::Store | CredentialSource::File(_) | CredentialSource::Command(_) => {
+            None
+        }
     };
     for name in PASSED_TO_WORKER.into_iter().chain(credential) {
         if let Some(value) = launch.environment.get(name) {
@@ -78,7 +80,9 @@ pub(crate) fn start(launch: &Launch<'_>) -> io::Result<(Child, Process)> {
 /// # Errors
 /// If it cannot be watched. It has been killed then: nobody would notice its end.
 pub(crate) fn watch(worker: WorkerId, process: &Process, mut child: Option<Child>, queue: Queue) -> io::Result<()> {
-    let pidfd = match process.as_fd().try_clone_to_owned().and_then(AsyncFd::new) {
+    #[expect(deprecated, reason = "its successor is unsafe; an `OwnedFd` keeps the promise that one asks for")]
+    let register = |pidfd| AsyncFd::with_interest(pidfd, Interest::READABLE);
+    let pidfd = match process.as_fd().try_clone_to_owned().and_then(register) {
         Ok(pidfd) => pidfd,
         Err(error) => {
             // It may have ended by itself, and may be nobody's child: neither matters any more.
@@ -150,7 +154,11 @@ mod tests {
     #[tokio::test]
     async fn a_worker_gets_its_arguments_and_only_what_it_needs_of_the_environment() {
         let environment = [("HOME", "/h"), ("MY_KEY", "k"), ("OTHER_KEY", "o"), ("PATH", "/usr/bin:/bin")];
-        let (log, exit) = run("echo \"$@\"; echo \"$HOME $MY_KEY ${OTHER_KEY-unset}\" >&2; test -S /dev/stdin && echo socket; exit 3", &environment).await;
+        let (log, exit) = run(
+            "echo \"$@\"; echo \"$HOME $MY_KEY ${OTHER_KEY-unset}\" >&2; test -S /dev/stdin && echo socket; exit 3",
+            &environment,
+        )
+        .await;
         assert_eq!(log, "--endpoint-id zai --generation 4 --supervisor /run/worker.sock\n/h k unset\nsocket\n");
         assert_eq!(exit, "exit code 3");
     }

@@ -160,7 +160,9 @@ async fn read_hello(stream: &UnixStream) -> Result<First, HelloError> {
         }
         buffer.extend_from_slice(&chunk[..read]);
         match codec.decode(&mut buffer)? {
-            Some(FromWorker::Hello(hello)) => return Ok(First { hello, listener, rest: buffer }),
+            Some(FromWorker::Hello(hello)) => {
+                return Ok(First { hello, listener, rest: buffer });
+            }
             Some(_) => return Err(HelloError::Other),
             None => {}
         }

@@ -86,8 +86,14 @@ fn body(size: usize) -> Vec<u8> {
 
 fn benchmarks(criterion: &mut Criterion) {
     let chat = Profile { replay: Replay::ReasoningContent, ..Profile::default() };
-    let target =
-        Target { provider: "bench".into(), model: "bench".into(), images: true, chat, seal_key: [0; 32] };
+    let target = Target {
+        provider: "bench".into(),
+        model: "bench".into(),
+        images: true,
+        chat,
+        anthropic: codex_translate::anthropic::Profile::default(),
+        seal_key: [0; 32],
+    };
     let mut group = criterion.benchmark_group("request");
     for (name, size) in [("2KB", 2_000), ("60KB", 60_000), ("1MB", 1_000_000)] {
         let body = body(size);

@@ -179,7 +179,7 @@ impl Checker {
         ensure!(number(event, "output_index")? == self.next_output_index, "the output index is not the next");
         self.next_output_index += 1;
         let item = event.get("item").and_then(Value::as_object).ok_or("no `item`")?;
-        self.item(item, false)?;
+        Self::item(item, false)?;
         let id = text(item, "id")?;
         ensure!(self.ids.insert(id.to_owned()), "the item id is not new");
         if item.contains_key("call_id") {
@@ -190,7 +190,7 @@ impl Checker {
     }
 
     /// The fields that an item of its type must have.
-    fn item(&self, item: &Map<String, Value>, is_done: bool) -> Problem {
+    fn item(item: &Map<String, Value>, is_done: bool) -> Problem {
         let status = if is_done { "completed" } else { "in_progress" };
         let kind = text(item, "type")?;
         let prefix = match kind {
@@ -319,7 +319,7 @@ impl Checker {
         let open = self.open.take().ok_or("no item is open")?;
         ensure!(number(event, "output_index")? == self.next_output_index - 1, "it has another output index");
         let item = event.get("item").and_then(Value::as_object).ok_or("no `item`")?;
-        self.item(item, true)?;
+        Self::item(item, true)?;
         for name in ["id", "type", "call_id", "name", "namespace"] {
             ensure!(item.get(name) == open.added.get(name), "`{name}` is not the one that was added");
         }
@@ -342,7 +342,10 @@ impl Checker {
         let status = name.strip_prefix("response.").unwrap_or_default();
         let response = self.response(event, status)?;
         ensure!(status == "failed" || self.open.is_none(), "an item is still open");
-        ensure!(response["output"] == Value::Array(self.transcript.items.clone()), "`output` is not the finished items");
+        ensure!(
+            response["output"] == Value::Array(self.transcript.items.clone()),
+            "`output` is not the finished items"
+        );
         let usage = response.get("usage").filter(|usage| !usage.is_null()).cloned();
         if let Some(usage) = &usage {
             check_usage(usage)?;
@@ -415,7 +418,9 @@ fn check_failed(terminal: &Terminal) -> Problem {
             let end = rest.find(|next: char| !next.is_ascii_digit() && next != '.').unwrap_or(rest.len());
             let seconds: f64 = rest[..end].trim_end_matches('.').parse().map_err(|_| "a wait without a number")?;
             ensure!(rest[end..].starts_with("s."), "Codex reads seconds only");
-            ensure!(seconds <= WAIT_S_MAX, "Codex would sleep for {seconds} s");
+            if seconds > WAIT_S_MAX {
+                return Err(format!("Codex would sleep for {seconds} s"));
+            }
         }
     }
     Ok(())
@@ -462,17 +467,37 @@ mod tests {
             ("\"created_at\":1,\"status\":\"completed\"", "\"created_at\":1.5,\"status\":\"completed\"", "created_at"),
             ("\"output_index\":0,\"delta\"", "\"output_index\":1,\"delta\"", "output index"),
             ("\"delta\":\"{}\"", "\"delta\":\"{\"", "deltas said"),
-            ("\"arguments\":\"{}\",\"status\":\"completed\"}}\n", "\"arguments\":\"[]\",\"status\":\"completed\"}}\n", "no JSON object"),
-            ("\"arguments\":\"{}\",\"status\":\"completed\"}}\n", "\"arguments\":{},\"status\":\"completed\"}}\n", "no string `arguments`"),
-            ("\"id\":\"fc_1\",\"call_id\":\"c\",\"name\":\"n\",\"arguments\":\"\"", "\"id\":\"x_1\",\"call_id\":\"c\",\"name\":\"n\",\"arguments\":\"\"", "prefix"),
+            (
+                "\"arguments\":\"{}\",\"status\":\"completed\"}}\n",
+                "\"arguments\":\"[]\",\"status\":\"completed\"}}\n",
+                "no JSON object",
+            ),
+            (
+                "\"arguments\":\"{}\",\"status\":\"completed\"}}\n",
+                "\"arguments\":{},\"status\":\"completed\"}}\n",
+                "no string `arguments`",
+            ),
+            (
+                "\"id\":\"fc_1\",\"call_id\":\"c\",\"name\":\"n\",\"arguments\":\"\"",
+                "\"id\":\"x_1\",\"call_id\":\"c\",\"name\":\"n\",\"arguments\":\"\"",
+                "prefix",
+            ),
             ("\"call_id\":\"c\",\"name\":\"n\",\"arguments\":\"\"", "\"name\":\"n\",\"arguments\":\"\"", "call_id"),
-            ("\"type\":\"function_call\",\"id\":\"fc_1\",\"call_id\":\"c\",\"name\":\"n\",\"arguments\":\"\"", "\"type\":\"refusal\",\"id\":\"fc_1\",\"call_id\":\"c\",\"name\":\"n\",\"arguments\":\"\"", "no item that Codex knows"),
+            (
+                "\"type\":\"function_call\",\"id\":\"fc_1\",\"call_id\":\"c\",\"name\":\"n\",\"arguments\":\"\"",
+                "\"type\":\"refusal\",\"id\":\"fc_1\",\"call_id\":\"c\",\"name\":\"n\",\"arguments\":\"\"",
+                "no item that Codex knows",
+            ),
             ("\"item_id\":\"fc_1\"", "\"item_id\":\"fc_2\"", "another item"),
             ("\"total_tokens\":5", "\"total_tokens\":0", "zero"),
             (",\"total_tokens\":5", "", "total_tokens"),
             ("\"input_tokens_details\":{\"cached_tokens\":1}", "\"input_tokens_details\":{}", "cached_tokens"),
             ("\"output\":[{", "\"output\":[{\"x\":1,", "`output` is not the finished items"),
-            ("\"object\":\"response\",\"created_at\":1,\"status\":\"completed\"", "\"object\":\"response\",\"created_at\":1,\"status\":\"incomplete\"", "status"),
+            (
+                "\"object\":\"response\",\"created_at\":1,\"status\":\"completed\"",
+                "\"object\":\"response\",\"created_at\":1,\"status\":\"incomplete\"",
+                "status",
+            ),
             ("data: {\"type\":\"response.completed\"", "data: \n{\"type\":\"response.completed\"", "two lines"),
             (COMPLETED, "", "no terminal event"),
             (TEXT_DONE, "", "sequence number"),

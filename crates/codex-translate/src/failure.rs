@@ -67,7 +67,7 @@ pub enum FailureClass {
 /// A correction of the request that may make the provider accept it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Repair {
-    /// Leave out this parameter.
+    /// Leave out this parameter: its name, or its path as the provider writes it (`tools[0].function.strict`).
     Drop(String),
     /// One system message only, first.
     MergeSystem,
@@ -112,9 +112,9 @@ impl Failure {
             Err(_) => facts.read_text(&body),
         }
         let class = classify::class(&facts, Some(status));
-        let retry_after = wait::from_headers(headers, now_unix_ms)
-            .or_else(|| facts.wait())
-            .or_else(|| if class == FailureClass::RateLimit { wait::from_reset_headers(headers, now_unix_ms) } else { None });
+        let retry_after = wait::from_headers(headers, now_unix_ms).or_else(|| facts.wait()).or_else(|| {
+            if class == FailureClass::RateLimit { wait::from_reset_headers(headers, now_unix_ms) } else { None }
+        });
         let message = facts.message().unwrap_or_else(|| {
             format!("the provider answered HTTP {status}{} without a message", words::reason_phrase(status))
         });
@@ -146,7 +146,9 @@ impl FailureClass {
     /// Whether asking again, unchanged, can help.
     pub fn is_retryable(self) -> bool {
         match self {
-            Self::RateLimit | Self::Overloaded | Self::Server | Self::Network | Self::Truncated | Self::Malformed => true,
+            Self::RateLimit | Self::Overloaded | Self::Server | Self::Network | Self::Truncated | Self::Malformed => {
+                true
+            }
             Self::Auth
             | Self::Quota
             | Self::ContextLength
@@ -211,30 +213,58 @@ mod tests {
     fn codes_and_words_go_before_the_status() {
         use FailureClass as C;
         let rows = [
-            (400, json!({"error": {"message": "API key not valid. Please pass a valid API key.", "code": 400}}), C::Auth),
+            (
+                400,
+                json!({"error": {"message": "API key not valid. Please pass a valid API key.", "code": 400}}),
+                C::Auth,
+            ),
             (401, json!({"error": {"message": "no", "type": "authentication_error"}}), C::Auth),
             (403, json!({"message": "forbidden"}), C::Auth),
             (401, json!({"error": {"code": "1002", "message": "token expired"}}), C::Auth),
             (402, json!({}), C::Quota),
-            (429, json!({"error": {"message": "{\"error\":{\"type\":\"exceeded_current_quota_error\",\"message\":\"m\"}}"}}), C::Quota),
+            (
+                429,
+                json!({"error": {"message": "{\"error\":{\"type\":\"exceeded_current_quota_error\",\"message\":\"m\"}}"}}),
+                C::Quota,
+            ),
             (400, json!({"error": {"message": "Your credit balance is too low to access the API"}}), C::Quota),
             (403, json!({"error": {"message": "This request requires more credits, or fewer max_tokens."}}), C::Quota),
             (429, json!({"error": {"code": "1308", "message": "Usage limit reached for 5 hour."}}), C::RateLimit),
             (429, json!({"error": {"message": "m", "type": "engine_overloaded_error"}}), C::Overloaded),
-            (529, json!({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}), C::Overloaded),
-            (503, json!({"error": {"message": "No capacity available for model x", "status": "UNAVAILABLE"}}), C::Overloaded),
+            (
+                529,
+                json!({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}),
+                C::Overloaded,
+            ),
+            (
+                503,
+                json!({"error": {"message": "No capacity available for model x", "status": "UNAVAILABLE"}}),
+                C::Overloaded,
+            ),
             (503, json!({"error": {"code": 503, "message": "Loading model"}}), C::Server),
             (413, json!({"error": {"message": "too large"}}), C::ContextLength),
             (422, json!({"message": "exceeded model token limit: 131072 (requested: 140000)"}), C::ContextLength),
-            (500, json!({"error": {"message": "The input token count (40) exceeds the maximum number of tokens allowed (32)."}}), C::ContextLength),
+            (
+                500,
+                json!({"error": {"message": "The input token count (40) exceeds the maximum number of tokens allowed (32)."}}),
+                C::ContextLength,
+            ),
             (400, json!({"error": {"code": "1261", "message": "Prompt too long"}}), C::ContextLength),
             (400, json!({"message": "Range of input length should be [1, 98304]"}), C::ContextLength),
-            (404, json!({"error": {"message": "The model `x` does not exist", "code": "model_not_found"}}), C::ModelNotFound),
+            (
+                404,
+                json!({"error": {"message": "The model `x` does not exist", "code": "model_not_found"}}),
+                C::ModelNotFound,
+            ),
             (400, json!({"error": {"code": "1211", "message": "Unknown Model"}}), C::ModelNotFound),
             (404, json!({"detail": "Not Found"}), C::InvalidRequest),
             (400, json!({"error": {"code": "1301", "message": "m"}}), C::Refused),
             (403, json!({"error": "account_suspended", "message": "Your account has been suspended."}), C::Refused),
-            (403, json!({"error": {"code": "FORBIDDEN", "message": "upgrade_required: please upgrade"}}), C::UpgradeRequired),
+            (
+                403,
+                json!({"error": {"code": "FORBIDDEN", "message": "upgrade_required: please upgrade"}}),
+                C::UpgradeRequired,
+            ),
             (426, json!({}), C::UpgradeRequired),
             (400, json!({"error": {"message": "m", "code": "tool_use_failed"}}), C::Malformed),
             (408, json!({}), C::Server),
@@ -284,7 +314,10 @@ mod tests {
             (json!({"error": "a_code"}), "a_code"),
             (json!({"detail": "some text"}), "some text"),
             (json!({"title": "Bad Request", "status": 400, "detail": "some text"}), "some text"),
-            (json!({"detail": [{"loc": ["body", "tools", 0, "name"], "msg": "Field required"}]}), "tools.0.name: Field required"),
+            (
+                json!({"detail": [{"loc": ["body", "tools", 0, "name"], "msg": "Field required"}]}),
+                "tools.0.name: Field required",
+            ),
             (json!([{"error": {"message": "in an array"}}]), "in an array"),
             (json!({"errors": [{"message": "in a list"}]}), "in a list"),
             (json!({"error": {"message": "{\"error\":{\"message\":\"nested text\"}}"}}), "nested text"),
@@ -304,7 +337,9 @@ mod tests {
         let text = |body: &str| Failure::from_response(502, &[], body.as_bytes(), NOW).message;
         assert_eq!(text("error code: 1010"), "error code: 1010");
         assert_eq!(
-            text("<html><head><title>t</title><style>a{}</style></head><body><h1>502 Bad Gateway</h1><script>x()</script>nginx</body>"),
+            text(
+                "<html><head><title>t</title><style>a{}</style></head><body><h1>502 Bad Gateway</h1><script>x()</script>nginx</body>"
+            ),
             "502 Bad Gateway nginx"
         );
         assert_eq!(text("  "), "the provider answered HTTP 502 Bad Gateway without a message");
@@ -315,17 +350,39 @@ mod tests {
     #[test]
     fn repairs() {
         let rows = [
-            (json!({"error": {"message": "Unrecognized request argument supplied: parallel_tool_calls"}}), Some("drop:parallel_tool_calls")),
-            (json!({"error": {"message": "Unsupported parameter: 'max_tokens' is not supported with this model.", "param": "max_tokens", "code": "unsupported_parameter"}}), Some("drop:max_tokens")),
-            (json!({"error": {"message": "Invalid JSON payload received. Unknown name \"stream_options\": Cannot find field."}}), Some("drop:stream_options")),
+            (
+                json!({"error": {"message": "Unrecognized request argument supplied: parallel_tool_calls"}}),
+                Some("drop:parallel_tool_calls"),
+            ),
+            (
+                json!({"error": {"message": "Unsupported parameter: 'max_tokens' is not supported with this model.", "param": "max_tokens", "code": "unsupported_parameter"}}),
+                Some("drop:max_tokens"),
+            ),
+            (
+                json!({"error": {"message": "Invalid JSON payload received. Unknown name \"stream_options\": Cannot find field."}}),
+                Some("drop:stream_options"),
+            ),
             (json!({"error": {"message": "property 'service_tier' is unsupported"}}), Some("drop:service_tier")),
-            (json!({"detail": [{"type": "extra_forbidden", "loc": ["body", "messages", 0, "name"], "msg": "Extra inputs are not permitted"}]}), None),
+            (
+                json!({"detail": [{"type": "extra_forbidden", "loc": ["body", "messages", 0, "name"], "msg": "Extra inputs are not permitted"}]}),
+                Some("drop:messages.0.name"),
+            ),
+            (
+                json!({"error": {"message": "Unknown parameter: 'tools[0].function.strict'."}}),
+                Some("drop:tools[0].function.strict"),
+            ),
             (json!({"error": {"message": "Unknown parameter: 'messages'."}}), None),
             (json!({"error": {"message": "System message must be at the beginning."}}), Some("merge_system")),
             (json!({"error": {"message": "Unexpected message role."}}), Some("merge_system")),
             (json!({"error": {"message": "Invalid schema for function 'x': bad"}}), Some("clean_schema")),
-            (json!({"error": {"message": "Invalid input: expected string, received array at params.messages[0].content"}}), Some("string_content")),
-            (json!({"error": {"message": "thinking is enabled but reasoning_content is missing in assistant tool call message at index 2"}}), Some("reasoning_content_required")),
+            (
+                json!({"error": {"message": "Invalid input: expected string, received array at params.messages[0].content"}}),
+                Some("string_content"),
+            ),
+            (
+                json!({"error": {"message": "thinking is enabled but reasoning_content is missing in assistant tool call message at index 2"}}),
+                Some("reasoning_content_required"),
+            ),
             (json!({"error": {"message": "Temperature must be 1."}}), None),
         ];
         for (body, expected) in rows {

@@ -13,6 +13,9 @@
 //! without a call, and a second one for the same call, are left out. Calls that share an id are answered in their order.
 //! Nothing else moves, and nothing is copied.
 
+pub mod call_ids;
+pub(crate) mod stand_in;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
@@ -49,6 +52,17 @@ pub struct Assistant<'r, 'a> {
     all: &'r [Item<'a>],
     items: &'r [Item<'a>],
     results: &'r [u32],
+}
+
+/// One piece of what the model did in its turn.
+#[derive(Clone, Copy, Debug)]
+pub enum Piece<'r, 'a> {
+    /// It thought.
+    Reasoning(&'r Reasoning<'a>),
+    /// It said something, which is not empty.
+    Text(Str<'a>),
+    /// It called a tool, with this result.
+    Call(&'r ToolCall<'a>, Option<&'r ToolOutput<'a>>),
 }
 
 impl<'r, 'a> History<'r, 'a> {
@@ -143,11 +157,29 @@ impl<'r, 'a> Assistant<'r, 'a> {
     pub fn calls(self) -> impl Iterator<Item = (&'r ToolCall<'a>, Option<&'r ToolOutput<'a>>)> {
         self.items.iter().zip(self.results).filter_map(move |(item, &result)| {
             let Item::ToolCall(call) = item else { return None };
-            match self.all.get(result as usize) {
-                Some(Item::ToolOutput(output)) => Some((call, Some(output))),
-                _ => Some((call, None)),
-            }
+            Some((call, self.output(result)))
         })
+    }
+
+    /// All of it, in the order in which it came.
+    pub fn pieces(self) -> impl Iterator<Item = Piece<'r, 'a>> {
+        self.items.iter().zip(self.results).flat_map(move |(item, &result)| {
+            let (piece, content) = match item {
+                Item::Reasoning(reasoning) => (Some(Piece::Reasoning(reasoning)), None),
+                Item::ToolCall(call) => (Some(Piece::Call(call, self.output(result))), None),
+                Item::Message(message) => (None, Some(message.content)),
+                _ => (None, None),
+            };
+            let texts = content.into_iter().flat_map(Content::texts).map(Piece::Text);
+            piece.into_iter().chain(texts)
+        })
+    }
+
+    fn output(self, result: u32) -> Option<&'r ToolOutput<'a>> {
+        match self.all.get(result as usize) {
+            Some(Item::ToolOutput(output)) => Some(output),
+            _ => None,
+        }
     }
 }
 

@@ -13,6 +13,7 @@
 //! Every upstream protocol decodes into the one alphabet [`Delta`]; the one [`responses::Emitter`] makes all
 //! Responses events from it. A decoder never writes an event, the emitter never reads an upstream byte.
 
+pub mod anthropic;
 pub mod chat;
 #[cfg(any(test, feature = "testing"))]
 pub mod checker;

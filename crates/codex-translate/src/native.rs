@@ -70,7 +70,9 @@ impl Sniffer {
 
     /// The stream is over.
     pub fn end(mut self, cause: EndCause) -> Summary {
-        if !self.is_blind && let Ok(Some(frame)) = self.framer.end() {
+        if !self.is_blind
+            && let Ok(Some(frame)) = self.framer.end()
+        {
             let seen = look(frame);
             self.note(seen);
         }
@@ -159,7 +161,8 @@ fn failure_of(data: &str) -> Failure {
 mod tests {
     use super::*;
 
-    const CREATED: &str = "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"r\"}}\n\n";
+    const CREATED: &str =
+        "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"r\"}}\n\n";
     const DELTA: &str = "data: {\"type\":\"response.output_text.delta\",\"delta\":\"response.completed\"}\n\n";
     const COMPLETED: &str = "data: {\"type\":\"response.completed\",\"response\":{\"id\":\"r\",\"usage\":{\"input_tokens\":9,\
         \"input_tokens_details\":{\"cached_tokens\":4},\"output_tokens\":2,\"total_tokens\":11}}}\n\n";

@@ -105,14 +105,11 @@ fn payload(line: &[u8]) -> &[u8] {
 }
 
 fn frame<'f>(data: &'f [u8], replaced: &'f mut String) -> Frame<'f> {
-    let data = match simdutf8::basic::from_utf8(data) {
-        Ok(text) => text,
-        Err(_) => {
-            replaced.clear();
-            replaced.push_str(&String::from_utf8_lossy(data));
-            replaced
-        }
-    };
+    let data = simdutf8::basic::from_utf8(data).unwrap_or_else(|_| {
+        replaced.clear();
+        replaced.push_str(&String::from_utf8_lossy(data));
+        replaced
+    });
     Frame { event: "", data }
 }
 

@@ -10,6 +10,7 @@
 
 use std::collections::HashSet;
 
+use crate::failure::redact;
 use crate::responses::Emitter;
 use crate::sealed::Origin;
 use crate::sse::{FRAME_BYTES_MAX, FrameTooLong};
@@ -187,6 +188,20 @@ impl Reply {
         self.rest.emitter.notice(text, out);
     }
 
+    /// The upstream's bytes are over, and the answer may be asked for again.
+    ///
+    /// Like [`end`](Self::end) at the end of a body, except that a failure before anything is visible writes nothing:
+    /// then this is `None` and [`pending_failure`](Self::pending_failure) says why.
+    pub fn end_of_attempt(&mut self, out: &mut Vec<u8>) -> Option<Summary> {
+        if !self.rest.is_settled() {
+            match self.read_end(out) {
+                Ok(()) => self.rest.end(None, out),
+                Err(error) => self.rest.fail(Failure::new(FailureClass::Malformed, error.to_string()), out),
+            }
+        }
+        self.rest.pending.is_none().then(|| self.rest.summary())
+    }
+
     /// The upstream's bytes are over: writes what is left and the terminal event, if it was not written yet.
     ///
     /// An answer that was complete but for the end of its body is completed also if the connection broke. Otherwise
@@ -289,7 +304,7 @@ impl Rest {
         let mut deltas = std::mem::take(&mut self.deltas);
         if let Err(DecodeError::Json { excerpt }) = self.decoder.frame(frame, &mut deltas) {
             self.unreadable_frames += 1;
-            self.first_unreadable.get_or_insert(excerpt);
+            self.first_unreadable.get_or_insert_with(|| redact(&excerpt));
         }
         self.emit(&mut deltas, out);
         self.deltas = deltas;
@@ -413,7 +428,10 @@ fn no_answer() -> Failure {
 
 impl std::fmt::Debug for Reply {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reply").field("progress", &self.progress()).field("pending", &self.rest.pending).finish_non_exhaustive()
+        f.debug_struct("Reply")
+            .field("progress", &self.progress())
+            .field("pending", &self.rest.pending)
+            .finish_non_exhaustive()
     }
 }
 

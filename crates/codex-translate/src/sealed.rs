@@ -40,6 +40,8 @@ pub enum Part {
     ReasoningDetails(String),
     /// The text of a think block that stood inside the content.
     InlineThink(String),
+    /// Anthropic's blocks of thinking, signed or redacted: a JSON array, as text.
+    ThinkingBlocks(String),
     /// Extra fields of a tool call (Gemini's thought signatures), as JSON text.
     ToolExtra {
         /// The call it belongs to, by the id Codex knows.
@@ -91,6 +93,7 @@ enum Packed<'a> {
     ReasoningContent { text: Cow<'a, str> },
     ReasoningDetails { v: Cow<'a, str> },
     ThinkInline { text: Cow<'a, str> },
+    Anthropic { blocks: Cow<'a, str> },
     ToolExtra { call_id: Cow<'a, str>, extra_content: Cow<'a, str> },
     UpstreamId { call_id: Cow<'a, str>, id: Cow<'a, str> },
 }
@@ -163,7 +166,10 @@ fn mac(key: &[u8; 32], json: &[u8]) -> Hmac<Sha256> {
 impl Part {
     fn bytes(&self) -> usize {
         match self {
-            Self::ReasoningContent(text) | Self::ReasoningDetails(text) | Self::InlineThink(text) => text.len(),
+            Self::ReasoningContent(text)
+            | Self::ReasoningDetails(text)
+            | Self::InlineThink(text)
+            | Self::ThinkingBlocks(text) => text.len(),
             Self::ToolExtra { call_id, extra_content } => call_id.len() + extra_content.len(),
             Self::UpstreamId { call_id, upstream_id } => call_id.len() + upstream_id.len(),
         }
@@ -176,6 +182,7 @@ impl<'a> From<&'a Part> for Packed<'a> {
             Part::ReasoningContent(text) => Self::ReasoningContent { text: text.into() },
             Part::ReasoningDetails(text) => Self::ReasoningDetails { v: text.into() },
             Part::InlineThink(text) => Self::ThinkInline { text: text.into() },
+            Part::ThinkingBlocks(blocks) => Self::Anthropic { blocks: blocks.into() },
             Part::ToolExtra { call_id, extra_content } => {
                 Self::ToolExtra { call_id: call_id.into(), extra_content: extra_content.into() }
             }
@@ -192,6 +199,7 @@ impl From<Packed<'_>> for Part {
             Packed::ReasoningContent { text } => Self::ReasoningContent(text.into_owned()),
             Packed::ReasoningDetails { v } => Self::ReasoningDetails(v.into_owned()),
             Packed::ThinkInline { text } => Self::InlineThink(text.into_owned()),
+            Packed::Anthropic { blocks } => Self::ThinkingBlocks(blocks.into_owned()),
             Packed::ToolExtra { call_id, extra_content } => {
                 Self::ToolExtra { call_id: call_id.into_owned(), extra_content: extra_content.into_owned() }
             }
@@ -217,6 +225,7 @@ mod tests {
             Part::ReasoningContent("Let me \"look\".\n".into()),
             Part::ReasoningDetails(r#"[{"type":"reasoning.text","text":"a"}]"#.into()),
             Part::InlineThink("hm, ünïcode 🦀".into()),
+            Part::ThinkingBlocks(r#"[{"type":"thinking","thinking":"a","signature":"S"}]"#.into()),
             Part::ToolExtra { call_id: "call_1".into(), extra_content: r#"{"google":{}}"#.into() },
             Part::UpstreamId { call_id: "call_2".into(), upstream_id: "functions.x:0".into() },
         ]

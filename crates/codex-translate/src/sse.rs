@@ -25,6 +25,7 @@ pub struct FrameTooLong;
 
 /// Cuts chunks into frames; holds at most one unfinished event.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one independent fact about the bytes before")]
 pub struct Framer {
     /// The unfinished line at the end of the last chunk.
     line: Vec<u8>,
@@ -218,14 +219,11 @@ impl Framer {
 }
 
 fn frame<'f>(event: &'f str, data: &'f [u8], replaced: &'f mut String) -> Frame<'f> {
-    let data = match simdutf8::basic::from_utf8(data) {
-        Ok(text) => text,
-        Err(_) => {
-            replaced.clear();
-            replaced.push_str(&String::from_utf8_lossy(data));
-            replaced
-        }
-    };
+    let data = simdutf8::basic::from_utf8(data).unwrap_or_else(|_| {
+        replaced.clear();
+        replaced.push_str(&String::from_utf8_lossy(data));
+        replaced
+    });
     Frame { event, data }
 }
 

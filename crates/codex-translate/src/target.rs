@@ -15,6 +15,8 @@ pub struct Target {
     pub images: bool,
     /// Chat Completions dialect.
     pub chat: crate::chat::Profile,
+    /// Anthropic Messages dialect.
+    pub anthropic: crate::anthropic::Profile,
     /// Key that authenticates sealed state, so that a client cannot forge it.
     pub seal_key: [u8; 32],
 }
@@ -28,12 +30,13 @@ impl Target {
 
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { provider, model, images, chat, seal_key: _ } = self;
+        let Self { provider, model, images, chat, anthropic, seal_key: _ } = self;
         f.debug_struct("Target")
             .field("provider", provider)
             .field("model", model)
             .field("images", images)
             .field("chat", chat)
+            .field("anthropic", anthropic)
             .field("seal_key", &"…")
             .finish()
     }

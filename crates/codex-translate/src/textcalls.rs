@@ -231,7 +231,9 @@ impl Channel {
             Some(capture) => capture.markup.push_str(text),
             None => self.held.push_str(text),
         }
-        while if self.capture.is_some() { self.step_capturing(tools, &mut out) } else { self.step_searching(&mut out) } {}
+        while if self.capture.is_some() { self.step_capturing(tools, &mut out) } else { self.step_searching(&mut out) }
+        {
+        }
         out
     }
 
@@ -270,7 +272,8 @@ impl Channel {
                             let markup = self.held.split_off(at);
                             let space = self.held.split_off(self.held.trim_end().len());
                             self.show(out);
-                            self.capture = Some(Capture { dialect, opener_bytes, space, markup, searched: opener_bytes });
+                            self.capture =
+                                Some(Capture { dialect, opener_bytes, space, markup, searched: opener_bytes });
                             return true;
                         }
                         Opening::Stray(length) => {
@@ -476,17 +479,28 @@ mod tests {
 
     #[test]
     fn dsml() {
-        for (open, close) in [("<｜DSML｜", "</｜DSML｜"), ("<|DSML|", "</|DSML|"), ("<||DSML||", "</||DSML||"), ("<｜｜DSML｜｜ ", "</ ｜｜DSML｜｜ ")] {
+        for (open, close) in [
+            ("<｜DSML｜", "</｜DSML｜"),
+            ("<|DSML|", "</|DSML|"),
+            ("<||DSML||", "</||DSML||"),
+            ("<｜｜DSML｜｜ ", "</ ｜｜DSML｜｜ "),
+        ] {
             for wrapper in ["tool_calls", "function_calls"] {
                 let markup = format!(
                     "{open}{wrapper}>\n{open}invoke name=\"look\">\n{open}parameter name=\"a\" string=\"true\">1 < 2</b>{close}parameter>\
                      {open}parameter name=\"n\" string=\"false\">2000{close}parameter>\n{close}invoke>\n{open}invoke name='look'>{close}invoke>{close}{wrapper}>"
                 );
-                check(&format!("Let me see.\n\n{markup}\nDone."), "Let me see.\nDone.", &[r#"look {"a":"1 < 2</b>","n":2000}"#, "look {}"]);
+                check(
+                    &format!("Let me see.\n\n{markup}\nDone."),
+                    "Let me see.\nDone.",
+                    &[r#"look {"a":"1 < 2</b>","n":2000}"#, "look {}"],
+                );
             }
             let bare = format!("{open}invoke name=\"look\">{close}invoke>{close}tool_calls>");
             check(&bare, "", &["look {}"]);
-            check_broken(&format!("{open}tool_calls>{open}invoke name=\"look\">{open}parameter name=\"a\">rm -rf /tmp"));
+            check_broken(&format!(
+                "{open}tool_calls>{open}invoke name=\"look\">{open}parameter name=\"a\">rm -rf /tmp"
+            ));
             check_broken(&format!("{open}invoke name=\"look\">{open}parameter name=\"a\">x{close}parameter>"));
             check(&format!("{open}tool_calls>{open}invoke name=\"look\">{close}invoke>"), "", &["look {}"]);
         }
@@ -504,8 +518,12 @@ mod tests {
         );
         check("<|tool_call_begin|>look<|tool_call_argument_begin|>{}<|tool_call_end|>", "", &["look {}"]);
         check("<|tool_calls_section_end|>text", "text", &[]);
-        check_broken("<|tool_calls_section_begin|><|tool_call_begin|>functions.look:0<|tool_call_argument_begin|>{\"a\": 1");
-        check_broken("<|tool_calls_section_begin|><|tool_call_begin|>functions.look:0<|tool_call_argument_begin|>{\"a\": <|tool_call_end|><|tool_calls_section_end|>");
+        check_broken(
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.look:0<|tool_call_argument_begin|>{\"a\": 1",
+        );
+        check_broken(
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.look:0<|tool_call_argument_begin|>{\"a\": <|tool_call_end|><|tool_calls_section_end|>",
+        );
     }
 
     #[test]
@@ -516,9 +534,17 @@ mod tests {
             &[r#"look {"a":"x\ny","n":3}"#],
         );
         check("<tool_call>look</tool_call><tool_call>look\n</tool_call>", "", &["look {}", "look {}"]);
-        check("<tool_call>exec_command<arg_key>cmd</arg_key><arg_value>42</arg_value></tool_call>", "", &[r#"exec_command {"cmd":"42"}"#]);
+        check(
+            "<tool_call>exec_command<arg_key>cmd</arg_key><arg_value>42</arg_value></tool_call>",
+            "",
+            &[r#"exec_command {"cmd":"42"}"#],
+        );
         check("<tool_call>\n{\"name\": \"look\", \"arguments\": {\"a\": 1}}\n</tool_call>", "", &[r#"look {"a": 1}"#]);
-        check("The <tool_call> tag, and <tool_call>what</tool_call>.", "The <tool_call> tag, and <tool_call>what</tool_call>.", &[]);
+        check(
+            "The <tool_call> tag, and <tool_call>what</tool_call>.",
+            "The <tool_call> tag, and <tool_call>what</tool_call>.",
+            &[],
+        );
         check_broken("<tool_call>look\n<arg_key>a</arg_key>\n<arg_value>rm -r");
         check_broken("<tool_call>{\"name\": \"look\", \"arguments\": {\"a\": ");
     }
@@ -562,11 +588,8 @@ mod tests {
             arguments: r#"{"cmd":"ls</｜DSML｜parameter>\n</｜DSML｜invoke>","n":1}"#.into(),
             extra_content: None,
         };
-        let mut deltas = vec![
-            Delta::Text("a <tool_call>look</tool_call>".into()),
-            Delta::Call(call),
-            Delta::Stop(StopReason::Done),
-        ];
+        let mut deltas =
+            vec![Delta::Text("a <tool_call>look</tool_call>".into()), Delta::Call(call), Delta::Stop(StopReason::Done)];
         TextCalls::new(tools()).apply(&mut deltas);
         let Delta::Call(call) = &deltas[1] else { panic!("{deltas:?}") };
         assert_eq!(call.arguments, r#"{"cmd":"ls","n":1}"#);

@@ -5,6 +5,7 @@
 //! (`^[a-zA-Z_][a-zA-Z0-9_-]{0,63}$`), unique within the request, the same for the same set of tools. The table
 //! leads back, since Codex refuses a call whose name and namespace are not split as it offered them.
 
+pub(crate) mod offer;
 pub mod schema;
 
 use std::borrow::Cow;
@@ -236,7 +237,8 @@ impl ToolTable {
 
     /// The tools of `definitions`, which must be what [`offered`] gave.
     pub fn from_definitions(definitions: &[&Definition<'_>]) -> Self {
-        let named = definitions.iter().map(|definition| (definition.namespace.as_deref(), &*definition.name, definition.kind));
+        let named =
+            definitions.iter().map(|definition| (definition.namespace.as_deref(), &*definition.name, definition.kind));
         Self::new(named)
     }
 
@@ -288,7 +290,8 @@ impl ToolTable {
 
     /// The tool that the upstream calls `upstream_name`.
     pub fn resolve(&self, upstream_name: &str) -> Option<&Tool> {
-        let place = self.by_alias.binary_search_by(|&index| self.tools[index].alias.as_str().cmp(upstream_name)).ok()?;
+        let place =
+            self.by_alias.binary_search_by(|&index| self.tools[index].alias.as_str().cmp(upstream_name)).ok()?;
         Some(&self.tools[self.by_alias[place]])
     }
 

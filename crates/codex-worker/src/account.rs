@@ -46,17 +46,6 @@ impl Account {
         }
     }
 
-    /// Moves the account to the stream that will end it.
-    pub(crate) fn take(&mut self) -> Self {
-        self.is_reported = true;
-        Self {
-            worker: Arc::clone(&self.worker),
-            report: self.report.clone(),
-            started_at: self.started_at,
-            is_reported: false,
-        }
-    }
-
     pub(crate) fn response_id(&self) -> String {
         format!("resp_{}", self.report.request)
     }
@@ -150,7 +139,5 @@ fn request_id() -> String {
         // Unique is enough: nothing is protected by it.
         bytes[..8].copy_from_slice(&now_unix_ms().to_le_bytes());
     }
-    bytes
-        .iter()
-        .fold(String::with_capacity(24), |text, byte| text + &format!("{byte:02x}"))
+    bytes.iter().fold(String::with_capacity(24), |text, byte| text + &format!("{byte:02x}"))
 }

@@ -38,9 +38,7 @@ impl HttpBody for Body {
     fn poll_frame(self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.get_mut() {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Stream(stream) => stream
-                .poll_bytes(ctx)
-                .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Stream(stream) => stream.poll_bytes(ctx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
 
@@ -63,9 +61,7 @@ pub(crate) fn with_type(status: StatusCode, content_type: &'static str, body: im
     let body = body.into();
     let mut response = Response::new(Body::Whole((!body.is_empty()).then_some(body)));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -79,21 +75,13 @@ pub(crate) fn json(status: StatusCode, value: &Value) -> Response<Body> {
 
 /// An error in OpenAI's shape.
 pub(crate) fn error(status: StatusCode, code: &str, message: &str) -> Response<Body> {
-    json(
-        status,
-        &json!({"error": {"message": message, "type": "invalid_request_error", "code": code, "param": null}}),
-    )
+    json(status, &json!({"error": {"message": message, "type": "invalid_request_error", "code": code, "param": null}}))
 }
 
 pub(crate) fn method_not_allowed(allowed: &'static str) -> Response<Body> {
-    let mut response = error(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "method_not_allowed",
-        &format!("only {allowed} is possible here"),
-    );
-    response
-        .headers_mut()
-        .insert(header::ALLOW, HeaderValue::from_static(allowed));
+    let mut response =
+        error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", &format!("only {allowed} is possible here"));
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
     response
 }
 
@@ -116,20 +104,19 @@ pub(crate) enum Telling {
 
 /// Chooses the answer for `failure` of a request for `model`.
 pub(crate) fn telling(worker: &Worker, model: &str, failure: &Failure) -> Telling {
-    let sentence = sentence(worker, model, failure);
+    let told = told(worker, model, failure);
     match failure.class {
-        FailureClass::ContextLength => Telling::Answer(error(
-            StatusCode::BAD_REQUEST,
-            failure.class.responses_code(),
-            &sentence,
-        )),
-        class if class.is_retryable() => {
-            let mut failure = failure.clone();
-            failure.message = sentence;
-            Telling::Stream(failure)
+        FailureClass::ContextLength => {
+            Telling::Answer(error(StatusCode::BAD_REQUEST, failure.class.responses_code(), &told.message))
         }
-        _ => Telling::Answer(text(StatusCode::BAD_REQUEST, &sentence)),
+        class if class.is_retryable() => Telling::Stream(told),
+        _ => Telling::Answer(text(StatusCode::BAD_REQUEST, &told.message)),
     }
+}
+
+/// `failure` in the words in which Codex is told.
+pub(crate) fn told(worker: &Worker, model: &str, failure: &Failure) -> Failure {
+    Failure { message: sentence(worker, model, failure), ..failure.clone() }
 }
 
 /// The failure for a person: the endpoint, the provider's own words, the remedy.
@@ -138,13 +125,8 @@ pub(crate) fn sentence(worker: &Worker, model: &str, failure: &Failure) -> Strin
     let name = &worker.endpoint.name;
     let words = redact::redact(&failure.message);
     let words = words.trim().trim_end_matches('.');
-    let status = failure
-        .http_status
-        .map(|status| format!(" (HTTP {status})"))
-        .unwrap_or_default();
-    let remedy = hint(worker, failure.class)
-        .map(|hint| format!(" {hint}"))
-        .unwrap_or_default();
+    let status = failure.http_status.map(|status| format!(" (HTTP {status})")).unwrap_or_default();
+    let remedy = hint(worker, failure.class).map(|hint| format!(" {hint}")).unwrap_or_default();
     let what = match failure.class {
         FailureClass::Auth => format!("{name} refused the key of endpoint `{id}`"),
         FailureClass::Quota => format!("the quota of endpoint `{id}` at {name} is used up"),
@@ -160,11 +142,7 @@ pub(crate) fn sentence(worker: &Worker, model: &str, failure: &Failure) -> Strin
         FailureClass::Truncated => format!("the answer of {name} was cut off"),
         FailureClass::Malformed => format!("the answer of {name} made no sense"),
     };
-    if words.is_empty() {
-        format!("{what}{status}.{remedy}")
-    } else {
-        format!("{what}{status}: {words}.{remedy}")
-    }
+    if words.is_empty() { format!("{what}{status}.{remedy}") } else { format!("{what}{status}: {words}.{remedy}") }
 }
 
 /// What the person can do about a failure of this class.

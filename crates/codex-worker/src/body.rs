@@ -36,11 +36,7 @@ pub(crate) async fn read(request: Request<Incoming>, bytes_max: u64) -> Result<B
     let read = async {
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| {
-                Refusal::new(
-                    StatusCode::BAD_REQUEST,
-                    "body_incomplete",
-                    format!("the request body broke off: {error}"),
-                )
+                Refusal::new(StatusCode::BAD_REQUEST, "body_incomplete", format!("the request body broke off: {error}"))
             })?;
             if let Ok(data) = frame.into_data() {
                 if bytes.len() + data.len() > bytes_max {
@@ -55,10 +51,7 @@ pub(crate) async fn read(request: Request<Incoming>, bytes_max: u64) -> Result<B
         let message = format!("the request body did not arrive within {} s", BODY_TIMEOUT.as_secs());
         Refusal::new(StatusCode::REQUEST_TIMEOUT, "body_late", message)
     })??;
-    let encoding = head
-        .headers
-        .get(header::CONTENT_ENCODING)
-        .map(|value| value.as_bytes().to_ascii_lowercase());
+    let encoding = head.headers.get(header::CONTENT_ENCODING).map(|value| value.as_bytes().to_ascii_lowercase());
     decompress(bytes, encoding.as_deref(), bytes_max).map_err(|problem| match problem {
         Decompress::TooLarge => too_large(),
         Decompress::Unknown => Refusal::new(
@@ -66,11 +59,9 @@ pub(crate) async fn read(request: Request<Incoming>, bytes_max: u64) -> Result<B
             "unsupported_encoding",
             "the content encoding of the request is not one of identity, gzip, zstd",
         ),
-        Decompress::Damaged(error) => Refusal::new(
-            StatusCode::BAD_REQUEST,
-            "invalid_request",
-            format!("the request body is damaged: {error}"),
-        ),
+        Decompress::Damaged(error) => {
+            Refusal::new(StatusCode::BAD_REQUEST, "invalid_request", format!("the request body is damaged: {error}"))
+        }
     })
 }
 
@@ -83,15 +74,8 @@ enum Decompress {
 fn decompress(bytes: Vec<u8>, encoding: Option<&[u8]>, bytes_max: usize) -> Result<Bytes, Decompress> {
     let bounded = |reader: &mut dyn Read| {
         let mut plain = Vec::new();
-        reader
-            .take(bytes_max as u64 + 1)
-            .read_to_end(&mut plain)
-            .map_err(Decompress::Damaged)?;
-        if plain.len() > bytes_max {
-            Err(Decompress::TooLarge)
-        } else {
-            Ok(Bytes::from(plain))
-        }
+        reader.take(bytes_max as u64 + 1).read_to_end(&mut plain).map_err(Decompress::Damaged)?;
+        if plain.len() > bytes_max { Err(Decompress::TooLarge) } else { Ok(Bytes::from(plain)) }
     };
     match encoding {
         None | Some(b"identity" | b"") => Ok(Bytes::from(bytes)),
@@ -127,10 +111,7 @@ mod tests {
             (gzip(b"text"), Some(b"gzip")),
             (zstd(b"text"), Some(b"zstd")),
         ] {
-            assert!(
-                matches!(decompress(bytes, encoding, BYTES_MAX), Ok(plain) if plain == "text"),
-                "{encoding:?}"
-            );
+            assert!(matches!(decompress(bytes, encoding, BYTES_MAX), Ok(plain) if plain == "text"), "{encoding:?}");
         }
     }
 
@@ -139,10 +120,7 @@ mod tests {
         let bomb = vec![0; 100 * BYTES_MAX];
         for (bytes, encoding) in [(gzip(&bomb), b"gzip"), (zstd(&bomb), b"zstd")] {
             assert!(bytes.len() < BYTES_MAX);
-            assert!(matches!(
-                decompress(bytes, Some(encoding), BYTES_MAX),
-                Err(Decompress::TooLarge)
-            ));
+            assert!(matches!(decompress(bytes, Some(encoding), BYTES_MAX), Err(Decompress::TooLarge)));
         }
         let full = vec![b'x'; BYTES_MAX];
         assert!(decompress(gzip(&full), Some(b"gzip"), BYTES_MAX).is_ok());
@@ -150,17 +128,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_decompressed_is_refused() {
-        assert!(matches!(
-            decompress(b"no".to_vec(), Some(b"gzip"), BYTES_MAX),
-            Err(Decompress::Damaged(_))
-        ));
-        assert!(matches!(
-            decompress(b"no".to_vec(), Some(b"zstd"), BYTES_MAX),
-            Err(Decompress::Damaged(_))
-        ));
-        assert!(matches!(
-            decompress(b"no".to_vec(), Some(b"br"), BYTES_MAX),
-            Err(Decompress::Unknown)
-        ));
+        assert!(matches!(decompress(b"no".to_vec(), Some(b"gzip"), BYTES_MAX), Err(Decompress::Damaged(_))));
+        assert!(matches!(decompress(b"no".to_vec(), Some(b"zstd"), BYTES_MAX), Err(Decompress::Damaged(_))));
+        assert!(matches!(decompress(b"no".to_vec(), Some(b"br"), BYTES_MAX), Err(Decompress::Unknown)));
     }
 }

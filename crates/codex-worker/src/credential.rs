@@ -40,11 +40,7 @@ pub(crate) enum KeyError {
         source: CredentialError,
     },
     #[error("the key of endpoint `{endpoint}` comes from `{program}`, which {reason}")]
-    Command {
-        endpoint: EndpointId,
-        program: String,
-        reason: String,
-    },
+    Command { endpoint: EndpointId, program: String, reason: String },
 }
 
 impl KeyError {
@@ -61,21 +57,13 @@ impl KeyError {
             CredentialSource::File(path) => format!("put the key into `{}`", path.display()),
             CredentialSource::Command(_) => "run that program by hand to see what it says".to_owned(),
         };
-        Problem {
-            message: report::chain(self),
-            hint: Some(hint),
-        }
+        Problem { message: report::chain(self), hint: Some(hint) }
     }
 }
 
 impl Credential {
     pub(crate) fn new(endpoint: &Endpoint, stored: PathBuf) -> Self {
-        Self {
-            endpoint: endpoint.id.clone(),
-            source: endpoint.credential.clone(),
-            stored,
-            cached: Mutex::new(None),
-        }
+        Self { endpoint: endpoint.id.clone(), source: endpoint.credential.clone(), stored, cached: Mutex::new(None) }
     }
 
     pub(crate) fn source(&self) -> &CredentialSource {
@@ -88,11 +76,7 @@ impl Credential {
             return Ok(None);
         }
         let mut cached = self.cached.lock().await;
-        let age_max = if matches!(self.source, CredentialSource::Command(_)) {
-            COMMAND_AGE_MAX
-        } else {
-            FILE_AGE_MAX
-        };
+        let age_max = if matches!(self.source, CredentialSource::Command(_)) { COMMAND_AGE_MAX } else { FILE_AGE_MAX };
         if let Some((read_at, key)) = &*cached
             && read_at.elapsed() < age_max
         {
@@ -111,24 +95,14 @@ impl Credential {
 
     async fn read(&self) -> Result<Secret, KeyError> {
         let missing = || KeyError::Missing(self.endpoint.clone());
-        let unusable = |source| KeyError::Unusable {
-            endpoint: self.endpoint.clone(),
-            source,
-        };
+        let unusable = |source| KeyError::Unusable { endpoint: self.endpoint.clone(), source };
         match &self.source {
             CredentialSource::None => Err(missing()),
-            CredentialSource::Store => credentials::load_file(&self.stored)
-                .map_err(unusable)?
-                .ok_or_else(missing),
+            CredentialSource::Store => credentials::load_file(&self.stored).map_err(unusable)?.ok_or_else(missing),
             CredentialSource::File(path) => credentials::load_file(path).map_err(unusable)?.ok_or_else(missing),
             CredentialSource::Env(name) => {
-                let value = std::env::var(name)
-                    .ok()
-                    .filter(|value| !value.is_empty())
-                    .ok_or_else(missing)?;
-                credentials::validated(&value)
-                    .map(|key| Secret::new(key.to_owned()))
-                    .map_err(unusable)
+                let value = std::env::var(name).ok().filter(|value| !value.is_empty()).ok_or_else(missing)?;
+                credentials::validated(&value).map(|key| Secret::new(key.to_owned())).map_err(unusable)
             }
             CredentialSource::Command(command) => self.run(command).await,
         }
@@ -138,11 +112,8 @@ impl Credential {
         let Some((program, arguments)) = command.split_first() else {
             return Err(KeyError::Missing(self.endpoint.clone()));
         };
-        let failed = |reason: String| KeyError::Command {
-            endpoint: self.endpoint.clone(),
-            program: program.clone(),
-            reason,
-        };
+        let failed =
+            |reason: String| KeyError::Command { endpoint: self.endpoint.clone(), program: program.clone(), reason };
         let mut child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::null())
@@ -154,10 +125,7 @@ impl Credential {
         let mut stdout = child.stdout.take().ok_or_else(|| failed("has no output".to_owned()))?;
         let mut printed = Vec::new();
         let ended = tokio::time::timeout(COMMAND_TIMEOUT, async {
-            (&mut stdout)
-                .take(CREDENTIAL_BYTES_MAX as u64 + 1)
-                .read_to_end(&mut printed)
-                .await?;
+            (&mut stdout).take(CREDENTIAL_BYTES_MAX as u64 + 1).read_to_end(&mut printed).await?;
             child.wait().await
         })
         .await
@@ -169,9 +137,6 @@ impl Credential {
         let printed = String::from_utf8(printed).map_err(|_| failed("printed no text".to_owned()))?;
         credentials::validated(&printed)
             .map(|key| Secret::new(key.to_owned()))
-            .map_err(|source| KeyError::Unusable {
-                endpoint: self.endpoint.clone(),
-                source,
-            })
+            .map_err(|source| KeyError::Unusable { endpoint: self.endpoint.clone(), source })
     }
 }

@@ -85,19 +85,8 @@ pub(crate) async fn run_supervised(supervision: Supervision) -> anyhow::Result<(
         let worker = Arc::clone(&worker);
         async move { warm_up(&worker).await }
     });
-    let hello = Hello {
-        serving: Some(address),
-        ..hello
-    };
-    let link = Link {
-        worker,
-        hello,
-        spare,
-        outgoing,
-        unsent: None,
-        drain: drain.clone(),
-        path: supervision.socket,
-    };
+    let hello = Hello { serving: Some(address), ..hello };
+    let link = Link { worker, hello, spare, outgoing, unsent: None, drain: drain.clone(), path: supervision.socket };
     let talking = tokio::spawn(link.run(socket, address));
     let ended = async {
         tokio::select! {
@@ -127,12 +116,7 @@ fn prepare(
 
 /// What can be done before the first request: the key is looked at, certificates and the model list are read.
 async fn warm_up(worker: &Worker) {
-    let problem = worker
-        .credential
-        .get()
-        .await
-        .err()
-        .map(|error| error.problem(worker.credential.source()));
+    let problem = worker.credential.get().await.err().map(|error| error.problem(worker.credential.source()));
     worker.report(FromWorker::Problem(problem));
     worker.upstream.prepare().await;
 }
@@ -275,12 +259,7 @@ async fn redial(path: &Path, hello: &Hello, listener: &OwnedFd) -> anyhow::Resul
             if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
                 return Err(io::Error::other("no room for a descriptor"));
             }
-            Ok(rustix::net::sendmsg(
-                &stream,
-                &[io::IoSlice::new(&bytes)],
-                &mut ancillary,
-                SendFlags::NOSIGNAL,
-            )?)
+            Ok(rustix::net::sendmsg(&stream, &[io::IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
         })
         .await?;
     while sent < bytes.len() {

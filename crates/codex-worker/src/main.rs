@@ -16,6 +16,7 @@
 //! | [`answer`] | answers that are known whole, and how a failure is told to Codex |
 //! | [`upstream`], [`credential`] | the provider's side: connections, TLS, keys |
 //! | [`models`], [`target`] | the model list, the catalog for Codex, the dialect of a model |
+//! | [`learned`] | what the provider's refusals have taught |
 //! | [`metrics`] | counters |
 
 mod account;
@@ -23,6 +24,7 @@ mod answer;
 mod arguments;
 mod body;
 mod credential;
+mod learned;
 mod link;
 mod metrics;
 mod models;
@@ -50,10 +52,8 @@ fn main() -> ExitCode {
     telemetry::start(&environment, None);
     // One thread: a worker relays; what it computes per event is far below what a context switch costs, and a second
     // thread's stack and allocator arena would double its idle memory.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime");
     let result = runtime.and_then(|runtime| runtime.block_on(run(arguments, &environment)));
     match result {
         Ok(()) => ExitCode::SUCCESS,

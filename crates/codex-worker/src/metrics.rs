@@ -67,10 +67,8 @@ impl Metrics {
     }
 
     pub(crate) fn succeeded(&self) {
-        *self.last.lock().expect("nothing panics while it is held") = Last {
-            success_at_ms: Some(now_unix_ms()),
-            failure: None,
-        };
+        *self.last.lock().expect("nothing panics while it is held") =
+            Last { success_at_ms: Some(now_unix_ms()), failure: None };
     }
 
     pub(crate) fn failed(&self, failure: LastFailure) {
@@ -107,18 +105,8 @@ impl Metrics {
     pub(crate) fn prometheus(&self, endpoint: &str, uptime_s: u64, memory_bytes: u64) -> String {
         let counters = self.snapshot();
         let rows: [(&str, &str, &str, u64); 10] = [
-            (
-                "worker_requests_total",
-                "counter",
-                "Requests for a model's answer.",
-                counters.requests_total,
-            ),
-            (
-                "worker_requests_active",
-                "gauge",
-                "Requests that are running.",
-                counters.requests_active,
-            ),
+            ("worker_requests_total", "counter", "Requests for a model's answer.", counters.requests_total),
+            ("worker_requests_active", "gauge", "Requests that are running.", counters.requests_active),
             (
                 "worker_requests_failed_total",
                 "counter",
@@ -131,12 +119,7 @@ impl Metrics {
                 "Upstream attempts beyond the first of a request.",
                 counters.retries_total,
             ),
-            (
-                "worker_connections_open",
-                "gauge",
-                "Open connections from Codex.",
-                counters.connections_open,
-            ),
+            ("worker_connections_open", "gauge", "Open connections from Codex.", counters.connections_open),
             (
                 "worker_input_tokens_total",
                 "counter",
@@ -155,25 +138,13 @@ impl Metrics {
                 "Reports the supervisor never got.",
                 counters.reports_dropped_total,
             ),
-            (
-                "worker_uptime_seconds",
-                "gauge",
-                "Seconds since the start of the worker.",
-                uptime_s,
-            ),
-            (
-                "worker_memory_bytes",
-                "gauge",
-                "Resident memory of the worker.",
-                memory_bytes,
-            ),
+            ("worker_uptime_seconds", "gauge", "Seconds since the start of the worker.", uptime_s),
+            ("worker_memory_bytes", "gauge", "Resident memory of the worker.", memory_bytes),
         ];
         let mut text = String::with_capacity(2_048);
         for (name, kind, help, value) in rows {
-            let _ = write!(
-                text,
-                "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{{endpoint=\"{endpoint}\"}} {value}\n"
-            );
+            let _ =
+                write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{{endpoint=\"{endpoint}\"}} {value}\n");
         }
         text
     }

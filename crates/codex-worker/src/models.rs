@@ -137,11 +137,7 @@ impl Models {
                 Err(UnknownModel {
                     message: format!(
                         "endpoint `{id}` has no model `{requested}`.{near} It offers: {}.",
-                        known
-                            .iter()
-                            .map(|model| format!("`{model}`"))
-                            .collect::<Vec<_>>()
-                            .join(", ")
+                        known.iter().map(|model| format!("`{model}`")).collect::<Vec<_>>().join(", ")
                     ),
                 })
             }
@@ -151,10 +147,7 @@ impl Models {
     /// What is known about `model`: the tables first, then what the provider's list says.
     pub(crate) fn facts(&self, worker: &Worker, model: &str) -> ModelFacts {
         let mut facts = model_facts(&worker.endpoint, &worker.tables, model);
-        let is_described = worker
-            .tables
-            .model(model)
-            .is_some_and(|row| row.context_window.is_some())
+        let is_described = worker.tables.model(model).is_some_and(|row| row.context_window.is_some())
             || worker.endpoint.model_facts.iter().any(|own| own.id == model);
         if !is_described
             && let Some(window) = self
@@ -206,10 +199,7 @@ impl Models {
 
 /// `GET /models`: OpenAI's list and Codex's catalog in one body.
 pub(crate) async fn answer(worker: &Worker, request: &Request<Incoming>) -> Response<Body> {
-    let asked_anew = request
-        .uri()
-        .query()
-        .is_some_and(|query| query.split('&').any(|pair| pair == "refresh=1"));
+    let asked_anew = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "refresh=1"));
     let problem = worker.models.refresh(worker, asked_anew).await.err();
     if let Some(problem) = &problem {
         tracing::warn!(endpoint = %worker.endpoint.id, problem, "no model list");
@@ -290,20 +280,13 @@ fn etag(catalog: &[Value]) -> Option<HeaderValue> {
         hash.update(entry.to_string());
     }
     let digest = hash.finalize();
-    let short = digest
-        .iter()
-        .take(8)
-        .fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+    let short = digest.iter().take(8).fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
     HeaderValue::try_from(format!("\"{short}\"")).ok()
 }
 
 async fn fetch(worker: &Worker) -> Result<Vec<Fetchable>, String> {
     let key = worker.credential.get().await.map_err(|error| report::chain(&error))?;
-    let response = worker
-        .upstream
-        .get("/models", key.as_ref())
-        .await
-        .map_err(|failure| failure.message)?;
+    let response = worker.upstream.get("/models", key.as_ref()).await.map_err(|failure| failure.message)?;
     let status = response.status();
     if !status.is_success() {
         let body = upstream::error_body(response.into_body()).await;
@@ -333,21 +316,12 @@ fn parse_list(body: &[u8]) -> Option<Vec<Fetchable>> {
     let models = rows
         .iter()
         .filter_map(|row| {
-            let id = row
-                .as_str()
-                .map(str::to_owned)
-                .or_else(|| text(row, "id"))
-                .or_else(|| text(row, "name"))?;
+            let id = row.as_str().map(str::to_owned).or_else(|| text(row, "id")).or_else(|| text(row, "name"))?;
             let id = id.strip_prefix("models/").map(str::to_owned).unwrap_or(id);
-            let context_window = [
-                "context_length",
-                "context_window",
-                "max_model_len",
-                "max_context_length",
-            ]
-            .iter()
-            .find_map(|key| row.get(key).and_then(Value::as_u64))
-            .filter(|window| *window > 0);
+            let context_window = ["context_length", "context_window", "max_model_len", "max_context_length"]
+                .iter()
+                .find_map(|key| row.get(key).and_then(Value::as_u64))
+                .filter(|window| *window > 0);
             (!id.is_empty() && id.len() <= MODEL_ID_BYTES_MAX).then_some(Fetchable { id, context_window })
         })
         .take(MODELS_MAX)
@@ -399,43 +373,24 @@ mod tests {
         assert_eq!(resolve(listed, "big"), Ok("big".into()));
         assert_eq!(resolve(listed, "fast"), Ok("small".into()));
         assert_eq!(resolve(listed, ""), Ok("small".into()));
-        assert_eq!(
-            resolve(listed, "gpt-5.1-codex-mini"),
-            Ok("small".into()),
-            "Codex's side calls never fail"
-        );
+        assert_eq!(resolve(listed, "gpt-5.1-codex-mini"), Ok("small".into()), "Codex's side calls never fail");
         assert_eq!(
             resolve(listed, "bgi"),
             Err("endpoint `e` has no model `bgi`. Did you mean `big`? It offers: `small`, `big`.".into())
         );
-        assert_eq!(
-            resolve("", "anything"),
-            Ok("anything".into()),
-            "the provider knows its models best"
-        );
+        assert_eq!(resolve("", "anything"), Ok("anything".into()), "the provider knows its models best");
         assert!(resolve("", "").unwrap_err().contains("default_model"));
     }
 
     #[test]
     fn lists_are_read_in_every_shape() {
-        let one = |id: &str, context_window| {
-            Some(vec![Fetchable {
-                id: id.into(),
-                context_window,
-            }])
-        };
+        let one = |id: &str, context_window| Some(vec![Fetchable { id: id.into(), context_window }]);
         for (body, expected) in [
-            (
-                r#"{"object":"list","data":[{"id":"a","object":"model"}]}"#,
-                one("a", None),
-            ),
+            (r#"{"object":"list","data":[{"id":"a","object":"model"}]}"#, one("a", None)),
             (r#"{"data":[{"id":"a","context_length":4096}]}"#, one("a", Some(4096))),
             (r#"{"models":[{"name":"models/gemini-x"}]}"#, one("gemini-x", None)),
             (r#"["a"]"#, one("a", None)),
-            (
-                r#"{"data":[{"id":""},{"nothing":1},{"id":"a","max_model_len":1}]}"#,
-                one("a", Some(1)),
-            ),
+            (r#"{"data":[{"id":""},{"nothing":1},{"id":"a","max_model_len":1}]}"#, one("a", Some(1))),
             (r#"{"data":[]}"#, Some(vec![])),
             (r#"{"error":"no"}"#, None),
             ("<html>", None),
@@ -449,10 +404,7 @@ mod tests {
         let facts = model_facts(&endpoint(""), &Tables::embedded(), "glm-4.7");
         let entry = |facts: &ModelFacts| vec![catalog_entry(facts, 0)];
         assert_eq!(etag(&entry(&facts)), etag(&entry(&facts)));
-        let wider = ModelFacts {
-            context_window: 1,
-            ..facts.clone()
-        };
+        let wider = ModelFacts { context_window: 1, ..facts.clone() };
         assert_ne!(etag(&entry(&facts)), etag(&entry(&wider)));
     }
 }

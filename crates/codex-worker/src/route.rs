@@ -24,10 +24,7 @@ pub(crate) async fn answer(worker: &Arc<Worker>, request: Request<Incoming>, dra
         return refusal;
     }
     let path = request.uri().path();
-    let path = path
-        .strip_prefix("/v1")
-        .filter(|rest| rest.starts_with('/'))
-        .unwrap_or(path);
+    let path = path.strip_prefix("/v1").filter(|rest| rest.starts_with('/')).unwrap_or(path);
     let method = request.method().clone();
     if path == "/health" {
         return match method {
@@ -50,19 +47,13 @@ pub(crate) async fn answer(worker: &Arc<Worker>, request: Request<Incoming>, dra
         (_, "/models") => answer::method_not_allowed("GET"),
         (Method::GET | Method::HEAD, "/metrics") => {
             let uptime_s = worker.started_at.elapsed().as_secs();
-            let text = worker
-                .metrics
-                .prometheus(worker.endpoint.id.as_str(), uptime_s, metrics::resident_bytes());
+            let text = worker.metrics.prometheus(worker.endpoint.id.as_str(), uptime_s, metrics::resident_bytes());
             answer::with_type(StatusCode::OK, "text/plain; version=0.0.4", text)
         }
         _ => answer::error(
             StatusCode::NOT_FOUND,
             "not_found",
-            &format!(
-                "there is no `{}` here; Codex's base_url is http://{}/v1",
-                request.uri().path(),
-                worker.address
-            ),
+            &format!("there is no `{}` here; Codex's base_url is http://{}/v1", request.uri().path(), worker.address),
         ),
     }
 }
@@ -70,14 +61,12 @@ pub(crate) async fn answer(worker: &Arc<Worker>, request: Request<Incoming>, dra
 /// A refusal for a request that a web page could have made.
 fn foreign(worker: &Worker, request: &Request<Incoming>) -> Option<Response<Body>> {
     let port = worker.address.port();
-    let host_is_ours = request
-        .headers()
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok())
-        .is_some_and(|host| match host.rsplit_once(':') {
+    let host_is_ours = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).is_some_and(|host| {
+        match host.rsplit_once(':') {
             Some((name, number)) => matches!(name, "127.0.0.1" | "localhost" | "[::1]") && number.parse() == Ok(port),
             None => port == 80 && matches!(host, "127.0.0.1" | "localhost"),
-        });
+        }
+    });
     if !host_is_ours {
         return Some(answer::error(
             StatusCode::MISDIRECTED_REQUEST,
@@ -86,34 +75,22 @@ fn foreign(worker: &Worker, request: &Request<Incoming>) -> Option<Response<Body
         ));
     }
     if request.headers().contains_key(header::ORIGIN) {
-        return Some(answer::error(
-            StatusCode::FORBIDDEN,
-            "web_page",
-            "requests from web pages are not answered",
-        ));
+        return Some(answer::error(StatusCode::FORBIDDEN, "web_page", "requests from web pages are not answered"));
     }
     None
 }
 
 /// A refusal for a request without this endpoint's token.
 fn unauthorized(worker: &Worker, request: &Request<Incoming>) -> Option<Response<Body>> {
-    let offered = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .map_or(&b""[..], |value| value.as_bytes());
-    let bearer = offered
-        .get(..7)
-        .filter(|scheme| scheme.eq_ignore_ascii_case(b"bearer "))
-        .map(|_| &offered[7..]);
+    let offered = request.headers().get(header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
+    let bearer = offered.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case(b"bearer ")).map(|_| &offered[7..]);
     if bearer.is_some_and(|bearer| token::matches(&worker.token, bearer)) {
         return None;
     }
     let id = &worker.endpoint.id;
     let message = format!("the token of endpoint `{id}` is missing or wrong; `codexctl token {id}` prints it");
     let mut refusal = answer::error(StatusCode::UNAUTHORIZED, "invalid_token", &message);
-    refusal
-        .headers_mut()
-        .insert(header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
+    refusal.headers_mut().insert(header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
     Some(refusal)
 }
 

@@ -90,15 +90,9 @@ pub(crate) fn listener(address: Option<SocketAddr>) -> anyhow::Result<TcpListene
         }
         Some(address) => StdListener::bind(address).with_context(|| format!("cannot listen on {address}"))?,
         None => {
-            let inherited = StdListener::from(
-                io::stdin()
-                    .as_fd()
-                    .try_clone_to_owned()
-                    .context("cannot use standard input")?,
-            );
-            inherited
-                .local_addr()
-                .context("standard input is no listening socket; give `--listen 127.0.0.1:0`")?;
+            let inherited =
+                StdListener::from(io::stdin().as_fd().try_clone_to_owned().context("cannot use standard input")?);
+            inherited.local_addr().context("standard input is no listening socket; give `--listen 127.0.0.1:0`")?;
             inherited
         }
     };

@@ -26,16 +26,11 @@ pub(crate) async fn run(arguments: Arguments, environment: &Environment) -> anyh
     }
     let settings = Settings::load(file).map_err(with_hint)?;
     let chosen = match &arguments.endpoint_id {
-        Some(id) => settings
-            .endpoint(id)
-            .with_context(|| format!("`{}` has no endpoint `{id}`", file.display()))?,
+        Some(id) => settings.endpoint(id).with_context(|| format!("`{}` has no endpoint `{id}`", file.display()))?,
         None => match &settings.endpoint[..] {
             [only] => only,
             [] => bail!("`{}` describes no endpoint", file.display()),
-            _ => bail!(
-                "`{}` describes several endpoints; choose one with `--endpoint-id`",
-                file.display()
-            ),
+            _ => bail!("`{}` describes several endpoints; choose one with `--endpoint-id`", file.display()),
         },
     };
     let paths = Paths::from_environment(environment)?;
@@ -49,6 +44,7 @@ pub(crate) async fn run(arguments: Arguments, environment: &Environment) -> anyh
         credential_file: paths.credential(&endpoint.id),
         seal_key_file: paths.seal_key(),
         models_cache_file: paths.models_cache(&endpoint.id),
+        learned_file: paths.learned(&endpoint.id),
         config_folder: paths.config_folder().to_owned(),
         endpoint,
     };

@@ -3,22 +3,23 @@
 //! There is no task and no queue in between. When Codex closes its connection this value is dropped, and with it the
 //! connection to the provider; when Codex reads slowly, so do we.
 
-use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use codex_translate::native::Sniffer;
-use codex_translate::reply::{EndCause, Progress, Reply, Summary};
-use codex_translate::{Failure, FailureClass};
+use codex_translate::reply::{EndCause, Progress, Reply};
+use codex_translate::{Failure, Summary};
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Incoming};
 use tokio::time::{Instant, Sleep};
 
-use crate::account::Account;
 use crate::serve::Drain;
-use crate::upstream;
+use crate::turn::{self, Begun, Desk, Ended as TurnEnded, Exchange};
+use crate::worker::Worker;
+use crate::{answer, upstream};
 
 /// Silence after which Codex is sent a keepalive event; its own limit is 300 s, and it restarts with each event.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -45,19 +46,7 @@ impl Relay {
                 out.extend_from_slice(chunk);
                 sniffer.feed(chunk)
             }
-            Self::Ended(_) => Progress {
-                visible: true,
-                finished: true,
-            },
-        }
-    }
-
-    /// The failure of an answer that has shown nothing yet: it can be dropped and asked for again.
-    pub(crate) fn pending_failure(&self) -> Option<&Failure> {
-        match self {
-            Self::Translated(reply) => reply.pending_failure(),
-            Self::Native(sniffer) => sniffer.failure().filter(|_| !sniffer.progress().visible),
-            Self::Ended(_) => None,
+            Self::Ended(_) => Progress { visible: true, finished: true },
         }
     }
 
@@ -82,128 +71,185 @@ impl Relay {
 
 /// One answer on its way.
 pub(crate) struct TurnStream {
-    relay: Relay,
-    upstream: Option<Incoming>,
-    ready: Vec<u8>,
-    account: Account,
+    worker: Arc<Worker>,
+    desk: Desk,
+    state: State,
     idle_timeout: Duration,
     active_at: Instant,
     keepalive_at: Instant,
     timer: Pin<Box<Sleep>>,
     expired: Pin<Box<dyn Future<Output = ()> + Send>>,
-    is_ended: bool,
+}
+
+enum State {
+    /// The stream is open, the provider has not begun to answer.
+    Waiting(Exchange),
+    /// The answer flows.
+    Flowing(Relay, Incoming),
+    /// The terminal event is written.
+    Ended,
 }
 
 impl TurnStream {
-    /// `ready` is what was written before the answer was found to be good.
-    pub(crate) fn new(
-        relay: Relay,
-        upstream: Incoming,
-        ready: Vec<u8>,
-        account: Account,
-        idle_timeout: Duration,
-        drain: Drain,
-    ) -> Self {
+    /// A stream that was opened before there was an answer.
+    pub(crate) fn waiting(worker: Arc<Worker>, exchange: Exchange, desk: Desk, drain: Drain) -> Self {
+        Self::new(worker, State::Waiting(exchange), desk, drain)
+    }
+
+    /// An answer that has begun.
+    pub(crate) fn flowing(worker: Arc<Worker>, begun: Begun, desk: Desk, drain: Drain) -> Self {
+        desk.lock().account.first_event();
+        Self::new(worker, State::Flowing(begun.relay, begun.upstream), desk, drain)
+    }
+
+    fn new(worker: Arc<Worker>, state: State, desk: Desk, drain: Drain) -> Self {
         let now = Instant::now();
+        let idle_timeout = Duration::from_secs(worker.endpoint.limits.idle_timeout_s);
         Self {
-            relay,
-            upstream: Some(upstream),
-            ready,
-            account,
+            worker,
+            desk,
+            state,
             idle_timeout,
             active_at: now,
             keepalive_at: now + KEEPALIVE_INTERVAL,
             timer: Box::pin(tokio::time::sleep(KEEPALIVE_INTERVAL.min(idle_timeout))),
             expired: Box::pin(async move { drain.expired().await }),
-            is_ended: false,
         }
     }
 
     pub(crate) fn is_ended(&self) -> bool {
-        self.is_ended && self.ready.is_empty()
+        matches!(self.state, State::Ended) && self.desk.lock().ready.is_empty()
     }
 
     /// The next bytes for Codex: everything that can be made of what the provider has delivered so far, as one write.
     pub(crate) fn poll_bytes(&mut self, ctx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        while !self.is_ended && self.ready.len() < WRITE_BYTES_MAX {
-            match self.poll_upstream(ctx) {
-                Poll::Ready(()) => {}
-                Poll::Pending => break,
+        let mut out = std::mem::take(&mut self.desk.lock().ready);
+        while out.len() < WRITE_BYTES_MAX {
+            let polled = match &mut self.state {
+                State::Waiting(_) => self.poll_exchange(ctx, &mut out),
+                State::Flowing(..) => self.poll_upstream(ctx, &mut out),
+                State::Ended => break,
+            };
+            if polled.is_pending() {
+                break;
             }
         }
-        if !self.is_ended && self.ready.is_empty() {
-            self.poll_clock(ctx);
+        if out.is_empty() {
+            self.poll_clock(ctx, &mut out);
         }
-        if !self.ready.is_empty() {
-            return Poll::Ready(Some(Bytes::from(std::mem::take(&mut self.ready))));
+        if !out.is_empty() {
+            return Poll::Ready(Some(Bytes::from(out)));
         }
-        if self.is_ended {
-            Poll::Ready(None)
-        } else {
-            Poll::Pending
-        }
+        if matches!(self.state, State::Ended) { Poll::Ready(None) } else { Poll::Pending }
     }
 
-    fn poll_upstream(&mut self, ctx: &mut Context<'_>) -> Poll<()> {
-        let Some(upstream) = &mut self.upstream else {
-            return Poll::Pending;
-        };
-        let frame = std::task::ready!(Pin::new(upstream).poll_frame(ctx));
-        match frame {
-            Some(Ok(frame)) => {
-                let Ok(data) = frame.into_data() else {
-                    return Poll::Ready(());
-                };
-                self.active_at = Instant::now();
-                self.keepalive_at = self.active_at + KEEPALIVE_INTERVAL;
-                if self.relay.feed(&data, &mut self.ready).finished {
-                    self.end(EndCause::Eof);
-                }
+    fn poll_exchange(&mut self, ctx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<()> {
+        let State::Waiting(exchange) = &mut self.state else { return Poll::Pending };
+        let polled = exchange.as_mut().poll(ctx);
+        out.append(&mut self.desk.lock().ready);
+        match std::task::ready!(polled) {
+            Ok(Begun { relay, upstream }) => {
+                self.desk.lock().account.first_event();
+                self.is_active();
+                self.state = State::Flowing(relay, upstream);
             }
-            Some(Err(error)) => {
-                self.end(EndCause::Failed(upstream::network(&format!(
-                    "the connection broke: {error}"
-                ))));
-            }
-            None => {
-                self.upstream = None;
-                self.end(EndCause::Eof);
-            }
+            Err(TurnEnded::Failed(failure)) => self.fail(&failure, out),
+            Err(TurnEnded::Refused(refusal)) => self.fail(&refusal.into_failure(), out),
         }
         Poll::Ready(())
     }
 
+    fn poll_upstream(&mut self, ctx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<()> {
+        let State::Flowing(relay, upstream) = &mut self.state else { return Poll::Pending };
+        let frame = std::task::ready!(Pin::new(upstream).poll_frame(ctx));
+        let cause = match frame {
+            Some(Ok(frame)) => {
+                let Ok(data) = frame.into_data() else { return Poll::Ready(()) };
+                let progress = relay.feed(&data, out);
+                self.is_active();
+                if !progress.finished {
+                    return Poll::Ready(());
+                }
+                EndCause::Eof
+            }
+            Some(Err(error)) => EndCause::Failed(upstream::network(&format!("the connection broke: {error}"))),
+            None => EndCause::Eof,
+        };
+        self.end(cause, out);
+        Poll::Ready(())
+    }
+
+    fn is_active(&mut self) {
+        self.active_at = Instant::now();
+        self.keepalive_at = self.active_at + KEEPALIVE_INTERVAL;
+    }
+
     /// Keepalives, the idle limit and the end of this worker, all looked at only while the provider is silent.
-    fn poll_clock(&mut self, ctx: &mut Context<'_>) {
+    fn poll_clock(&mut self, ctx: &mut Context<'_>, out: &mut Vec<u8>) {
+        if matches!(self.state, State::Ended) {
+            return;
+        }
         if self.expired.as_mut().poll(ctx).is_ready() {
-            let restarting = Failure::new(FailureClass::Server, "the endpoint is being stopped or replaced");
-            self.end(EndCause::Failed(restarting));
+            self.end(EndCause::Failed(turn::being_replaced()), out);
             return;
         }
         while self.timer.as_mut().poll(ctx).is_ready() {
             let now = Instant::now();
-            let idle_at = self.active_at + self.idle_timeout;
-            if now >= idle_at {
+            // While the exchange runs it watches its own deadlines.
+            let idle_at = matches!(self.state, State::Flowing(..)).then(|| self.active_at + self.idle_timeout);
+            if idle_at.is_some_and(|idle_at| now >= idle_at) {
                 let seconds = self.idle_timeout.as_secs();
                 let silent = upstream::network(&format!("the provider was silent for {seconds} s"));
-                self.end(EndCause::Failed(silent));
+                self.end(EndCause::Failed(silent), out);
                 return;
             }
             if now >= self.keepalive_at {
-                self.relay.keepalive(&mut self.ready);
+                self.keepalive(out);
                 self.keepalive_at = now + KEEPALIVE_INTERVAL;
             }
-            self.timer.as_mut().reset(self.keepalive_at.min(idle_at));
+            let next = idle_at.map_or(self.keepalive_at, |idle_at| idle_at.min(self.keepalive_at));
+            self.timer.as_mut().reset(next);
         }
     }
 
-    fn end(&mut self, cause: EndCause) {
-        let summary = self.relay.end(cause, &mut self.ready);
-        self.is_ended = true;
-        self.account.ended(&summary);
-        if let Some(upstream) = self.upstream.take() {
-            read_tail(upstream);
+    fn keepalive(&mut self, out: &mut Vec<u8>) {
+        match &mut self.state {
+            State::Waiting(_) => {
+                if let Some(reply) = &mut self.desk.lock().reply {
+                    reply.keepalive(out);
+                }
+            }
+            State::Flowing(relay, _) => relay.keepalive(out),
+            State::Ended => {}
         }
+    }
+
+    fn end(&mut self, cause: EndCause, out: &mut Vec<u8>) {
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::Flowing(mut relay, upstream) => {
+                let summary = relay.end(cause, out);
+                self.desk.lock().account.ended(&summary);
+                read_tail(upstream);
+            }
+            State::Waiting(_) => {
+                if let EndCause::Failed(failure) = cause {
+                    self.fail(&failure, out);
+                }
+            }
+            State::Ended => {}
+        }
+    }
+
+    /// Tells a failure in a stream that holds nothing of an answer.
+    fn fail(&mut self, failure: &Failure, out: &mut Vec<u8>) {
+        self.state = State::Ended;
+        let mut sheet = self.desk.lock();
+        let sheet = &mut *sheet;
+        let told = answer::told(&self.worker, &sheet.account.report.upstream_model, failure);
+        if let Some(reply) = &mut sheet.reply {
+            reply.end(EndCause::Failed(told), out);
+        }
+        sheet.account.failed(failure);
     }
 }
 
@@ -212,7 +258,5 @@ pub(crate) fn read_tail(mut upstream: Incoming) {
     if upstream.is_end_stream() {
         return;
     }
-    tokio::spawn(tokio::time::timeout(TAIL_TIMEOUT, async move {
-        while let Some(Ok(_)) = upstream.frame().await {}
-    }));
+    tokio::spawn(tokio::time::timeout(TAIL_TIMEOUT, async move { while let Some(Ok(_)) = upstream.frame().await {} }));
 }

@@ -16,6 +16,7 @@ pub(crate) fn target(endpoint: &Endpoint, facts: &ModelFacts, seal_key: [u8; 32]
         model: facts.id.clone(),
         images: facts.images,
         chat,
+        anthropic: codex_translate::anthropic::Profile::default(),
         seal_key,
     }
 }

@@ -1,6 +1,17 @@
-//! The life of one request, read top to bottom in [`answer`].
+//! The life of one request, read top to bottom in [`exchange`].
+//!
+//! ```text
+//!            ┌── refused: no provider is asked
+//! exchange ──┤
+//!            └─► attempt ──► something visible ──► the answer flows (`stream.rs`)
+//!                 ▲    │
+//!                 └────┴── failed: nothing of it was sent, so it costs time and nothing else
+//! ```
+//!
+//! The head of the answer waits for the first visible event: Codex has no limit there. When that takes longer than
+//! [`OPEN_AFTER`], the stream is opened and kept alive with events, and what is waited for is said in it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,10 +19,11 @@ use codex_control::ipc::FromWorker;
 use codex_control::tables::Protocol as WireProtocol;
 use codex_control::{Secret, redact};
 use codex_translate::chat::Chat;
+use codex_translate::native::Sniffer;
 use codex_translate::reply::{Outcome, ReplyConfig};
 use codex_translate::tools::ToolTable;
 use codex_translate::{
-    Call, EncodeError, EndCause, Failure, FailureClass, Framing, Protocol, Reply, ReplySeed, Target, native, responses,
+    Call, EncodeError, EndCause, Failure, FailureClass, Protocol, Repair, Reply, ReplySeed, Target, native, responses,
     sealed,
 };
 use http::{HeaderName, Request, Response, StatusCode};
@@ -27,12 +39,27 @@ use crate::stream::{Relay, TurnStream, read_tail};
 use crate::worker::{Worker, now_unix_ms};
 use crate::{body, upstream};
 
-/// Upstream attempts for one request, the first included.
-const ATTEMPTS_MAX: u32 = 4;
-/// Pause before the second attempt; doubled before each further one.
+/// Time after which the head of the answer is sent although nothing of the answer is there yet: a person who sees
+/// nothing for longer thinks that it hangs.
+const OPEN_AFTER: Duration = Duration::from_secs(10);
+/// Attempts of one request that may fail for reasons other than a rate limit, the first included.
+const ATTEMPTS_MAX: u32 = 5;
+/// Pause before the second attempt; doubled before each further one, up to [`RETRY_PAUSE_MAX`].
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
-/// Longest wait a provider may ask for that is waited here; a longer one is told to Codex.
+/// Longest pause chosen by us.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(15);
+/// Longest single wait a provider may ask for that is waited here; a longer one is told to Codex.
 const RETRY_AFTER_MAX: Duration = Duration::from_mins(1);
+/// All waits of one request together.
+const WAITS_MAX: Duration = Duration::from_mins(5);
+/// Changes of a refused request, each followed by another attempt.
+const REPAIRS_MAX: u32 = 2;
+/// Time more for the first byte for each item of the conversation: long ones are read slowly.
+const FIRST_BYTE_PER_ITEM: Duration = Duration::from_millis(500);
+/// Time more for the first byte when there are tools.
+const FIRST_BYTE_WITH_TOOLS: Duration = Duration::from_mins(1);
+/// Longest time for the first byte, whatever the conversation.
+const FIRST_BYTE_MAX: Duration = Duration::from_mins(5);
 /// Largest answer put together for a client that wants no stream.
 const WHOLE_ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -41,14 +68,47 @@ static MODELS_ETAG: HeaderName = HeaderName::from_static("x-models-etag");
 
 /// Answers `POST /responses`.
 pub(crate) async fn answer(worker: &Arc<Worker>, request: Request<Incoming>, drain: Drain) -> Response<Body> {
-    let mut account = Account::new(worker);
-    match run(worker, &mut account, request, drain).await {
-        Ok(response) => response,
-        Err(refusal) => {
-            account.refused(refusal.status, &refusal.message);
-            refusal.into_response()
-        }
+    let desk = Desk::new(Account::new(worker));
+    if drain.has_begun() {
+        // Only a request on a connection that was open before: Codex tries again, on a new one, at the next worker.
+        let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "this worker is being replaced");
+        return refusal.into_response(&desk);
     }
+    let body = match body::read(request, worker.endpoint.limits.body_bytes_max).await {
+        Ok(body) => body,
+        Err(refusal) => return refusal.into_response(&desk),
+    };
+    let mut exchange: Exchange = Box::pin(exchange(Arc::clone(worker), body, desk.clone()));
+    let ended = tokio::select! {
+        ended = &mut exchange => ended,
+        () = tokio::time::sleep(OPEN_AFTER), if desk.wants_stream() => {
+            desk.lock().open();
+            let stream = TurnStream::waiting(Arc::clone(worker), exchange, desk, drain);
+            return with_etag(worker, answer::event_stream(Body::Stream(Box::new(stream))));
+        }
+        () = drain.expired() => Err(Ended::Failed(being_replaced())),
+    };
+    match ended {
+        Ok(begun) if desk.wants_stream() => {
+            let stream = TurnStream::flowing(Arc::clone(worker), begun, desk, drain);
+            with_etag(worker, answer::event_stream(Body::Stream(Box::new(stream))))
+        }
+        Ok(begun) => whole(worker, &desk, begun).await,
+        Err(Ended::Refused(refusal)) => refusal.into_response(&desk),
+        Err(Ended::Failed(failure)) => failed(worker, &desk, &failure),
+    }
+}
+
+/// What a stream is told when its worker goes.
+pub(crate) fn being_replaced() -> Failure {
+    Failure::new(FailureClass::Server, "the endpoint is being stopped or replaced")
+}
+
+fn with_etag(worker: &Worker, mut response: Response<Body>) -> Response<Body> {
+    if let Some(etag) = worker.models.etag() {
+        response.headers_mut().insert(MODELS_ETAG.clone(), etag);
+    }
+    response
 }
 
 /// A request that never reaches the provider.
@@ -60,22 +120,22 @@ pub(crate) struct Refusal {
 
 impl Refusal {
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            code,
-            message: message.into(),
-        }
+        Self { status, code, message: message.into() }
     }
-}
 
-impl Refusal {
-    fn into_response(self) -> Response<Body> {
+    fn into_response(self, desk: &Desk) -> Response<Body> {
+        desk.lock().account.refused(self.status, &self.message);
         // Codex shows the body of a 400 as it is: a sentence reads better there than JSON.
         if self.status == StatusCode::BAD_REQUEST {
             answer::text(self.status, &self.message)
         } else {
             answer::error(self.status, self.code, &self.message)
         }
+    }
+
+    /// The refusal as a failure, for a stream that is open already.
+    pub(crate) fn into_failure(self) -> Failure {
+        Failure::new(FailureClass::InvalidRequest, self.message)
     }
 }
 
@@ -97,132 +157,292 @@ impl From<EncodeError> for Refusal {
     }
 }
 
-async fn run(
-    worker: &Arc<Worker>,
-    account: &mut Account,
-    request: Request<Incoming>,
-    drain: Drain,
-) -> Result<Response<Body>, Refusal> {
-    if drain.has_begun() {
-        // Only a request on a connection that was open before: Codex tries again, on a new one, at the next worker.
-        return Err(Refusal::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "draining",
-            "this worker is being replaced",
-        ));
+/// What the exchange with the provider and the stream to Codex both write to. They run in one task, by turns.
+#[derive(Clone)]
+pub(crate) struct Desk(Arc<Mutex<Sheet>>);
+
+pub(crate) struct Sheet {
+    pub(crate) account: Account,
+    /// Speaks to Codex; absent until the request is understood, and when the answer has taken it along.
+    pub(crate) reply: Option<Box<Reply>>,
+    /// Bytes for Codex, not sent yet.
+    pub(crate) ready: Vec<u8>,
+    /// The present attempt at a native provider: its bytes are for Codex only if it begins well.
+    native: Option<(Box<Sniffer>, Vec<u8>)>,
+    wants_stream: bool,
+    is_open: bool,
+    /// Why the answer takes long, said once the stream is open.
+    notice: Option<String>,
+}
+
+impl Desk {
+    fn new(account: Account) -> Self {
+        let sheet = Sheet {
+            account,
+            reply: None,
+            ready: Vec::new(),
+            native: None,
+            wants_stream: false,
+            is_open: false,
+            notice: None,
+        };
+        Self(Arc::new(Mutex::new(sheet)))
     }
-    let body = body::read(request, worker.endpoint.limits.body_bytes_max).await?;
-    account.report.request_bytes = body.len() as u64;
-    let parsed = responses::Request::parse(&body)?;
-    account.report.model = parsed.model.clone().into_owned();
-    let model = worker.models.resolve(&worker.endpoint, &parsed.model)?;
-    account.report.upstream_model.clone_from(&model);
-    let facts = worker.models.facts(worker, &model);
-    let target = crate::target::target(&worker.endpoint, &facts, worker.seal_key);
-    let plan = Plan::new(worker, account, &parsed, &body, &target)?;
-    let wants_stream = parsed.stream;
-    let idle_timeout = Duration::from_secs(worker.endpoint.limits.idle_timeout_s);
-    let attempt = attempts(worker, account, &plan).await;
-    match attempt {
-        Ok(Begun { relay, upstream, ready }) if wants_stream => {
-            account.first_event();
-            let account = account.take();
-            let stream = TurnStream::new(relay, upstream, ready, account, idle_timeout, drain);
-            let mut response = answer::event_stream(Body::Stream(Box::new(stream)));
-            if let Some(etag) = worker.models.etag() {
-                response.headers_mut().insert(MODELS_ETAG.clone(), etag);
-            }
-            Ok(response)
-        }
-        Ok(begun) => Ok(whole(worker, account, begun, idle_timeout).await),
-        Err(failure) => Ok(failed(worker, account, &plan, &failure, wants_stream)),
+
+    /// The sheet; never held across an await.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Sheet> {
+        // A panic of the other side ends the request; what it left is still fit to be reported.
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn wants_stream(&self) -> bool {
+        self.lock().wants_stream
     }
 }
 
-/// Everything an attempt needs, made once: each attempt gets a fresh decoder.
+impl Sheet {
+    /// Begins the stream although nothing of the answer is there yet.
+    fn open(&mut self) {
+        self.is_open = true;
+        if let Some(reply) = &mut self.reply {
+            reply.open(&mut self.ready);
+            if let Some(notice) = self.notice.take() {
+                reply.notice(&notice, &mut self.ready);
+            }
+        }
+    }
+
+    fn say(&mut self, notice: String) {
+        match &mut self.reply {
+            Some(reply) if self.is_open => reply.notice(&notice, &mut self.ready),
+            _ => self.notice = Some(notice),
+        }
+    }
+
+    /// Forgets the attempt before.
+    fn start_attempt(&mut self, plan: &Plan<'_, '_>) {
+        match (plan.protocol, &mut self.reply) {
+            (Some(protocol), Some(reply)) => {
+                let decoder = protocol.decoder(plan.request, &plan.target);
+                reply.restart(decoder, plan.call.framing, plan.origin());
+            }
+            _ => self.native = Some(Default::default()),
+        }
+    }
+
+    /// Reads what has arrived: something visible, a failure, or neither yet.
+    fn feed(&mut self, data: &[u8]) -> Option<Result<Relay, Failure>> {
+        if let Some((sniffer, head)) = &mut self.native {
+            head.extend_from_slice(data);
+            let progress = sniffer.feed(data);
+            if !progress.visible && !progress.finished {
+                return None;
+            }
+            if let (false, Some(failure)) = (progress.visible, sniffer.failure()) {
+                return Some(Err(failure.clone()));
+            }
+            let (sniffer, head) = self.native.take()?;
+            self.ready.extend_from_slice(&head);
+            return Some(Ok(Relay::Native(sniffer)));
+        }
+        let reply = self.reply.as_mut()?;
+        let progress = reply.feed(data, &mut self.ready);
+        if let Some(failure) = reply.pending_failure() {
+            return Some(Err(failure.clone()));
+        }
+        if !progress.visible && !progress.finished {
+            return None;
+        }
+        self.reply.take().map(|reply| Ok(Relay::Translated(reply)))
+    }
+
+    /// The body has ended with nothing visible: empty, or so short that it is complete only with its end.
+    fn end_attempt(&mut self) -> Result<Relay, Failure> {
+        if let Some((sniffer, head)) = self.native.take() {
+            let summary = sniffer.end(EndCause::Eof);
+            if let Outcome::Failed(failure) = summary.outcome {
+                return Err(failure);
+            }
+            self.ready.extend_from_slice(&head);
+            return Ok(Relay::Ended(Box::new(summary)));
+        }
+        let no_answer = || Failure::new(FailureClass::Malformed, "the provider gave no answer");
+        let reply = self.reply.as_mut().ok_or_else(no_answer)?;
+        match reply.end_of_attempt(&mut self.ready) {
+            Some(summary) => Ok(Relay::Ended(Box::new(summary))),
+            None => Err(reply.pending_failure().cloned().unwrap_or_else(no_answer)),
+        }
+    }
+}
+
+/// The exchange with the provider up to the first visible event.
+pub(crate) type Exchange = std::pin::Pin<Box<dyn Future<Output = Result<Begun, Ended>> + Send>>;
+
+/// An answer that has begun well; what was written of it lies on the desk.
+pub(crate) struct Begun {
+    pub(crate) relay: Relay,
+    pub(crate) upstream: Incoming,
+}
+
+/// Why there is no answer.
+pub(crate) enum Ended {
+    Refused(Refusal),
+    Failed(Failure),
+}
+
+impl From<Failure> for Ended {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl<E: Into<Refusal>> From<E> for Ended {
+    fn from(refusal: E) -> Self {
+        Self::Refused(refusal.into())
+    }
+}
+
+async fn exchange(worker: Arc<Worker>, body: Bytes, desk: Desk) -> Result<Begun, Ended> {
+    let request = responses::Request::parse(&body)?;
+    let model = worker.models.resolve(&worker.endpoint, &request.model)?;
+    {
+        let mut sheet = desk.lock();
+        sheet.wants_stream = request.stream;
+        sheet.account.report.request_bytes = body.len() as u64;
+        sheet.account.report.model = request.model.clone().into_owned();
+        sheet.account.report.upstream_model.clone_from(&model);
+    }
+    let facts = worker.models.facts(&worker, &model);
+    let mut target = crate::target::target(&worker.endpoint, &facts, worker.seal_key);
+    let learned = worker.learned.repairs(&model);
+    for repair in &learned {
+        target.chat.apply(repair);
+    }
+    let mut plan = Plan::new(&worker, &request, &body, target)?;
+    {
+        let mut sheet = desk.lock();
+        let reply = plan.reply(&sheet.account);
+        sheet.reply = Some(Box::new(reply));
+    }
+    attempts(&worker, &desk, &mut plan, !learned.is_empty()).await
+}
+
+/// Everything an attempt needs.
 struct Plan<'r, 'a> {
     request: &'r responses::Request<'a>,
-    target: &'r Target,
+    target: Target,
     protocol: Option<&'static (dyn Protocol + Sync)>,
     call: Call,
     /// The call's body, shared between attempts.
     body: Bytes,
-    config: ReplyConfig,
+    first_byte_timeout: Duration,
 }
 
 impl<'r, 'a> Plan<'r, 'a> {
     fn new(
         worker: &Worker,
-        account: &Account,
         request: &'r responses::Request<'a>,
         body: &[u8],
-        target: &'r Target,
-    ) -> Result<Self, Refusal> {
+        target: Target,
+    ) -> Result<Self, EncodeOrParse> {
         let protocol: Option<&'static (dyn Protocol + Sync)> = match worker.endpoint.protocol {
             WireProtocol::ChatCompletions => Some(&Chat),
             WireProtocol::Responses => None,
         };
         let mut call = match protocol {
-            Some(protocol) => protocol.encode(request, target)?,
+            Some(protocol) => protocol.encode(request, &target)?,
             None => native::encode(body, &target.model)?,
         };
+        let body = Bytes::from(std::mem::take(&mut call.body));
+        let first_byte_timeout = first_byte_timeout(worker.endpoint.limits.first_byte_timeout_s, request);
+        Ok(Self { request, target, protocol, call, body, first_byte_timeout })
+    }
+
+    /// Changes the request as a refusal asks for; `false` if that changes nothing.
+    fn repair(&mut self, repair: &Repair) -> bool {
+        let Some(protocol) = self.protocol else { return false };
+        if !self.target.chat.apply(repair) {
+            return false;
+        }
+        match protocol.encode(self.request, &self.target) {
+            Ok(mut call) => {
+                self.body = Bytes::from(std::mem::take(&mut call.body));
+                self.call = call;
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn reply(&self, account: &Account) -> Reply {
         let config = ReplyConfig {
             seed: ReplySeed {
                 response_id: account.response_id(),
                 created_at: now_unix_ms() / 1_000,
                 model: account.report.model.clone(),
             },
-            tools: ToolTable::from_request(request),
-            origin: sealed::Origin {
-                provider: target.provider.clone(),
-                model: target.model.clone(),
-            },
-            seal_key: target.seal_key,
-            show_reasoning: request.reasoning.summary.as_deref() != Some("none"),
-            known_call_ids: request.call_ids().map(str::to_owned).collect(),
+            tools: ToolTable::from_request(self.request),
+            origin: self.origin(),
+            seal_key: self.target.seal_key,
+            show_reasoning: self.request.reasoning.summary.as_deref() != Some("none"),
+            known_call_ids: self.request.call_ids().map(str::to_owned).collect(),
         };
-        let body = Bytes::from(std::mem::take(&mut call.body));
-        Ok(Self {
-            request,
-            target,
-            protocol,
-            call,
-            body,
-            config,
-        })
+        // A native stream needs no reply of ours, except to tell a failure.
+        let protocol = self.protocol.unwrap_or(&Chat);
+        Reply::new(protocol.decoder(self.request, &self.target), self.call.framing, config)
     }
 
-    fn relay(&self) -> Relay {
-        match self.protocol {
-            Some(protocol) => {
-                let decoder = protocol.decoder(self.request, self.target);
-                Relay::Translated(Box::new(Reply::new(decoder, self.call.framing, self.config.clone())))
-            }
-            None => Relay::Native(Box::default()),
-        }
-    }
-
-    /// A reply that exists only to tell a failure.
-    fn failure_reply(&self) -> Reply {
-        let decoder = Chat.decoder(self.request, self.target);
-        Reply::new(decoder, Framing::Sse, self.config.clone())
+    fn origin(&self) -> sealed::Origin {
+        sealed::Origin { provider: self.target.provider.clone(), model: self.target.model.clone() }
     }
 }
 
-/// An answer that has begun well.
-struct Begun {
-    relay: Relay,
-    upstream: Incoming,
-    /// Bytes for Codex made so far.
-    ready: Vec<u8>,
+/// Either way of not understanding a request.
+enum EncodeOrParse {
+    Encode(EncodeError),
+    Parse(responses::ParseError),
+}
+
+impl From<EncodeError> for EncodeOrParse {
+    fn from(error: EncodeError) -> Self {
+        Self::Encode(error)
+    }
+}
+
+impl From<responses::ParseError> for EncodeOrParse {
+    fn from(error: responses::ParseError) -> Self {
+        Self::Parse(error)
+    }
+}
+
+impl From<EncodeOrParse> for Refusal {
+    fn from(error: EncodeOrParse) -> Self {
+        match error {
+            EncodeOrParse::Encode(error) => error.into(),
+            EncodeOrParse::Parse(error) => error.into(),
+        }
+    }
+}
+
+/// How long the provider may take to begin its answer: longer for long conversations and for tools.
+fn first_byte_timeout(base_s: u64, request: &responses::Request<'_>) -> Duration {
+    let n_items = u32::try_from(request.input.len()).unwrap_or(u32::MAX);
+    let for_tools = if request.tools.is_empty() { Duration::ZERO } else { FIRST_BYTE_WITH_TOOLS };
+    let base = Duration::from_secs(base_s);
+    (base + for_tools).saturating_add(FIRST_BYTE_PER_ITEM.saturating_mul(n_items)).min(FIRST_BYTE_MAX.max(base))
 }
 
 /// Asks the provider until an answer begins well, within the budget of this request.
-///
-/// Nothing has been sent to Codex yet, so a failure here costs time and nothing else.
-async fn attempts(worker: &Worker, account: &mut Account, plan: &Plan<'_, '_>) -> Result<Begun, Failure> {
+async fn attempts(
+    worker: &Worker,
+    desk: &Desk,
+    plan: &mut Plan<'_, '_>,
+    mut uses_learned: bool,
+) -> Result<Begun, Ended> {
+    let mut budget = Budget::default();
     let mut key_was_renewed = false;
-    let mut waited = Duration::ZERO;
+    let mut repaired: Option<(Repair, String)> = None;
+    let mut n_repairs = 0;
     loop {
         let key = worker.credential.get().await.map_err(|error| {
             let problem = error.problem(worker.credential.source());
@@ -230,49 +450,113 @@ async fn attempts(worker: &Worker, account: &mut Account, plan: &Plan<'_, '_>) -
             worker.report(FromWorker::Problem(Some(problem)));
             Failure::new(FailureClass::Auth, message)
         })?;
-        account.report.attempts += 1;
-        let failure = match attempt(worker, plan, key.as_ref()).await {
-            Ok(begun) => return Ok(begun),
+        desk.lock().account.report.attempts += 1;
+        let failure = match attempt(worker, desk, plan, key.as_ref()).await {
+            Ok(begun) => {
+                if let Some((repair, evidence)) = &repaired {
+                    worker.learned.keep(&plan.target.model, repair, evidence);
+                }
+                return Ok(begun);
+            }
             Err(failure) => failure,
         };
-        tracing::info!(
-            request = %account.report.request,
-            attempt = account.report.attempts,
-            status = failure.http_status,
-            fault = answer::class_name(failure.class),
-            message = %redact::redact(&failure.message),
-            "an attempt failed"
-        );
+        note(desk, &failure);
         if failure.class == FailureClass::Auth && !key_was_renewed && worker.credential.has_changed(key.as_ref()).await
         {
             key_was_renewed = true;
             continue;
         }
-        let pause = retry_pause(&failure, account.report.attempts);
-        let Some(pause) = pause.filter(|pause| waited + *pause <= RETRY_AFTER_MAX) else {
-            return Err(failure);
-        };
-        waited += pause;
+        if let Some(repair) = &failure.repair
+            && n_repairs < REPAIRS_MAX
+            && plan.repair(repair)
+        {
+            n_repairs += 1;
+            repaired = Some((repair.clone(), redact::redact(&failure.message).into_owned()));
+            continue;
+        }
+        if failure.class == FailureClass::InvalidRequest && uses_learned {
+            // What was learned may be what is refused now: try once as if nothing had been.
+            uses_learned = false;
+            worker.learned.forget(Some(&plan.target.model));
+            let facts = worker.models.facts(worker, &plan.target.model);
+            plan.target = crate::target::target(&worker.endpoint, &facts, worker.seal_key);
+            if let Some(protocol) = plan.protocol
+                && let Ok(mut call) = protocol.encode(plan.request, &plan.target)
+            {
+                plan.body = Bytes::from(std::mem::take(&mut call.body));
+                plan.call = call;
+                continue;
+            }
+        }
+        let Some(pause) = budget.pause(&failure, jitter()) else { return Err(failure.into()) };
         worker.metrics.retried();
+        desk.lock().say(waiting(worker, plan, &failure, pause));
         tokio::time::sleep(pause).await;
     }
 }
 
-/// How long to wait before asking again; `None` when that cannot help or the budget is spent.
-fn retry_pause(failure: &Failure, attempts: u32) -> Option<Duration> {
-    if !failure.class.is_retryable() || attempts >= ATTEMPTS_MAX {
-        return None;
+/// What may still be spent on one request.
+#[derive(Default)]
+struct Budget {
+    failed: u32,
+    limited: u32,
+    waited: Duration,
+}
+
+impl Budget {
+    /// How long to wait before asking again; `None` when that cannot help or the budget is spent.
+    ///
+    /// `jitter` is from 0 to 1: attempts of many requests that failed together must not come back together.
+    fn pause(&mut self, failure: &Failure, jitter: f64) -> Option<Duration> {
+        if !failure.class.is_retryable() {
+            return None;
+        }
+        let count = if failure.class == FailureClass::RateLimit { &mut self.limited } else { &mut self.failed };
+        *count += 1;
+        let is_limited = failure.class == FailureClass::RateLimit;
+        if !is_limited && self.failed >= ATTEMPTS_MAX {
+            return None;
+        }
+        let first = if is_limited { RETRY_PAUSE * 5 } else { RETRY_PAUSE };
+        let n_before = if is_limited { self.limited } else { self.failed } - 1;
+        let backoff = first.saturating_mul(2_u32.saturating_pow(n_before)).min(RETRY_PAUSE_MAX);
+        let pause = failure.retry_after.unwrap_or_else(|| backoff.mul_f64(0.8 + 0.4 * jitter));
+        if pause > RETRY_AFTER_MAX || self.waited + pause > WAITS_MAX {
+            return None;
+        }
+        self.waited += pause;
+        Some(pause)
     }
-    let backoff = RETRY_PAUSE * 2_u32.pow(attempts - 1);
-    Some(failure.retry_after.unwrap_or(backoff))
+}
+
+fn jitter() -> f64 {
+    f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX)
+}
+
+/// A sentence for the person who waits.
+fn waiting(worker: &Worker, plan: &Plan<'_, '_>, failure: &Failure, pause: Duration) -> String {
+    let reason = answer::sentence(worker, &plan.target.model, failure);
+    format!("{reason} Trying again in {} s.", pause.as_secs().max(1))
+}
+
+fn note(desk: &Desk, failure: &Failure) {
+    let sheet = desk.lock();
+    tracing::info!(
+        request = %sheet.account.report.request,
+        attempt = sheet.account.report.attempts,
+        status = failure.http_status,
+        fault = answer::class_name(failure.class),
+        cause = %redact::redact(&failure.message),
+        "an attempt failed"
+    );
 }
 
 /// Asks the provider once and reads until something can be shown, or the answer has failed.
-async fn attempt(worker: &Worker, plan: &Plan<'_, '_>, key: Option<&Secret>) -> Result<Begun, Failure> {
-    let limits = &worker.endpoint.limits;
-    let deadline = Instant::now() + Duration::from_secs(limits.connect_timeout_s + limits.first_byte_timeout_s);
+async fn attempt(worker: &Worker, desk: &Desk, plan: &Plan<'_, '_>, key: Option<&Secret>) -> Result<Begun, Failure> {
+    let connect_timeout = Duration::from_secs(worker.endpoint.limits.connect_timeout_s);
+    let deadline = Instant::now() + connect_timeout + plan.first_byte_timeout;
     let late = || {
-        let seconds = limits.first_byte_timeout_s;
+        let seconds = plan.first_byte_timeout.as_secs();
         upstream::network(&format!(
             "the provider at {} did not begin to answer within {seconds} s",
             worker.endpoint.base_url
@@ -284,76 +568,34 @@ async fn attempt(worker: &Worker, plan: &Plan<'_, '_>, key: Option<&Secret>) -> 
     let (head, mut body) = response.into_parts();
     if !head.status.is_success() {
         let bytes = upstream::error_body(body).await;
-        let headers: Vec<(&str, &str)> = head
-            .headers
-            .iter()
-            .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
-            .collect();
-        return Err(Failure::from_response(
-            head.status.as_u16(),
-            &headers,
-            &bytes,
-            now_unix_ms(),
-        ));
+        let headers: Vec<(&str, &str)> =
+            head.headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?))).collect();
+        return Err(Failure::from_response(head.status.as_u16(), &headers, &bytes, now_unix_ms()));
     }
-    let mut relay = plan.relay();
-    let mut ready = Vec::new();
+    desk.lock().start_attempt(plan);
     loop {
-        let frame = tokio::time::timeout_at(deadline, body.frame())
-            .await
-            .map_err(|_| late())?;
-        let is_over = match frame {
+        let frame = tokio::time::timeout_at(deadline, body.frame()).await.map_err(|_| late())?;
+        let relay = match frame {
             Some(Ok(frame)) => {
                 let Ok(data) = frame.into_data() else { continue };
-                let progress = relay.feed(&data, &mut ready);
-                if let Some(failure) = relay.pending_failure() {
-                    return Err(failure.clone());
+                match desk.lock().feed(&data) {
+                    Some(begun) => begun?,
+                    None => continue,
                 }
-                if progress.visible {
-                    return Ok(Begun {
-                        relay,
-                        upstream: body,
-                        ready,
-                    });
-                }
-                progress.finished
             }
             Some(Err(error)) => return Err(upstream::network(&format!("the connection broke: {error}"))),
-            None => true,
+            None => desk.lock().end_attempt()?,
         };
-        if is_over {
-            // Nothing visible, yet over: empty, or so short that it is complete only with its end.
-            return ended_early(relay, body, ready);
-        }
-    }
-}
-
-/// Decides on an answer that ended before anything of it could be shown.
-fn ended_early(mut relay: Relay, upstream: Incoming, mut ready: Vec<u8>) -> Result<Begun, Failure> {
-    let mark = ready.len();
-    let summary = relay.end(EndCause::Eof, &mut ready);
-    match summary.outcome {
-        Outcome::Failed(failure) => Err(failure),
-        Outcome::Completed | Outcome::Incomplete => {
-            debug_assert!(ready.len() >= mark, "an end only appends");
-            let ended = Relay::Ended(Box::new(summary));
-            Ok(Begun {
-                relay: ended,
-                upstream,
-                ready,
-            })
-        }
+        return Ok(Begun { relay, upstream: body });
     }
 }
 
 /// The answer for a client that asked for no stream: the `response` object of the terminal event.
-async fn whole(worker: &Worker, account: &mut Account, begun: Begun, idle_timeout: Duration) -> Response<Body> {
-    let Begun {
-        mut relay,
-        mut upstream,
-        ready: mut stream,
-    } = begun;
-    account.first_event();
+async fn whole(worker: &Worker, desk: &Desk, begun: Begun) -> Response<Body> {
+    let Begun { mut relay, mut upstream } = begun;
+    let idle_timeout = Duration::from_secs(worker.endpoint.limits.idle_timeout_s);
+    let mut stream = std::mem::take(&mut desk.lock().ready);
+    desk.lock().account.first_event();
     let summary = loop {
         let frame = tokio::time::timeout(idle_timeout, upstream.frame()).await;
         let cause = match frame {
@@ -374,17 +616,16 @@ async fn whole(worker: &Worker, account: &mut Account, begun: Begun, idle_timeou
         break relay.end(cause, &mut stream);
     };
     read_tail(upstream);
-    let response = terminal_response(&stream);
     let failure = match &summary.outcome {
         Outcome::Failed(failure) => Some(failure.clone()),
         Outcome::Completed | Outcome::Incomplete => None,
     };
-    account.ended(&summary);
-    match (failure, response) {
+    desk.lock().account.ended(&summary);
+    match (failure, terminal_response(&stream)) {
         (None, Some(response)) => answer::with_type(StatusCode::OK, "application/json", response),
         (failure, _) => {
             let failure = failure.unwrap_or_else(|| Failure::new(FailureClass::Malformed, "the answer has no end"));
-            let sentence = answer::sentence(worker, &account.report.model, &failure);
+            let sentence = answer::sentence(worker, &desk.lock().account.report.model, &failure);
             answer::error(StatusCode::BAD_GATEWAY, failure.class.responses_code(), &sentence)
         }
     }
@@ -397,34 +638,95 @@ fn terminal_response(stream: &[u8]) -> Option<Vec<u8>> {
         #[serde(borrow)]
         response: &'a serde_json::value::RawValue,
     }
-    let last = stream
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| line.strip_prefix(b"data: "))
-        .next_back()?;
+    let lines = stream.split(|byte| *byte == b'\n');
+    let last = lines.filter_map(|line| line.strip_prefix(b"data: ")).next_back()?;
     let terminal: Terminal<'_> = serde_json::from_slice(last).ok()?;
     Some(terminal.response.get().as_bytes().to_vec())
 }
 
-/// Tells Codex that every attempt failed.
-fn failed(
-    worker: &Worker,
-    account: &mut Account,
-    plan: &Plan<'_, '_>,
-    failure: &Failure,
-    wants_stream: bool,
-) -> Response<Body> {
-    let mut response = match answer::telling(worker, &account.report.upstream_model, failure) {
+/// Tells Codex that every attempt failed, in an answer that has not begun.
+fn failed(worker: &Worker, desk: &Desk, failure: &Failure) -> Response<Body> {
+    let mut sheet = desk.lock();
+    let sheet = &mut *sheet;
+    let response = match answer::telling(worker, &sheet.account.report.upstream_model, failure) {
         Telling::Answer(response) => response,
-        Telling::Stream(told) if wants_stream => {
-            let mut bytes = Vec::new();
-            plan.failure_reply().end(EndCause::Failed(told), &mut bytes);
-            answer::event_stream(Body::Whole(Some(Bytes::from(bytes))))
-        }
-        Telling::Stream(told) => answer::error(StatusCode::BAD_GATEWAY, told.class.responses_code(), &told.message),
+        Telling::Stream(told) => match &mut sheet.reply {
+            Some(reply) if sheet.wants_stream => {
+                reply.end(EndCause::Failed(told), &mut sheet.ready);
+                answer::event_stream(Body::Whole(Some(Bytes::from(std::mem::take(&mut sheet.ready)))))
+            }
+            _ => answer::error(StatusCode::BAD_GATEWAY, told.class.responses_code(), &told.message),
+        },
     };
-    // Codex re-reads the head of each answer for it; a failure tells nothing new about models.
-    response.headers_mut().remove(&MODELS_ETAG);
-    account.report.status = response.status().as_u16();
-    account.failed(failure);
+    sheet.account.report.status = response.status().as_u16();
+    sheet.account.failed(failure);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(class: FailureClass, retry_after_s: Option<u64>) -> Failure {
+        Failure { retry_after: retry_after_s.map(Duration::from_secs), ..Failure::new(class, "") }
+    }
+
+    fn pauses(failures: impl IntoIterator<Item = Failure>) -> Vec<Option<u128>> {
+        let mut budget = Budget::default();
+        failures.into_iter().map(|failure| budget.pause(&failure, 0.5).map(|pause| pause.as_millis())).collect()
+    }
+
+    #[test]
+    fn what_may_pass_is_tried_again_a_few_times() {
+        let server = std::iter::repeat_with(|| failure(FailureClass::Server, None)).take(5);
+        assert_eq!(pauses(server), [Some(200), Some(400), Some(800), Some(1_600), None]);
+    }
+
+    #[test]
+    fn what_cannot_pass_is_not_tried_again() {
+        for class in [FailureClass::Auth, FailureClass::Quota, FailureClass::Refused, FailureClass::ContextLength] {
+            assert_eq!(pauses([failure(class, Some(1))]), [None], "{class:?}");
+        }
+    }
+
+    #[test]
+    fn a_provider_is_obeyed_within_bounds() {
+        assert_eq!(pauses([failure(FailureClass::RateLimit, Some(2))]), [Some(2_000)]);
+        assert_eq!(pauses([failure(FailureClass::RateLimit, Some(61))]), [None], "a longer wait is told to Codex");
+        let minutes = std::iter::repeat_with(|| failure(FailureClass::RateLimit, Some(60))).take(6);
+        assert_eq!(pauses(minutes).iter().flatten().count(), 5, "all waits together are bounded");
+    }
+
+    #[test]
+    fn jitter_spreads_the_pauses() {
+        let pause = |jitter| Budget::default().pause(&failure(FailureClass::Server, None), jitter).unwrap();
+        assert_eq!(pause(0.0).as_millis(), 160);
+        assert_eq!(pause(1.0).as_millis(), 240);
+    }
+
+    #[test]
+    fn the_first_byte_may_take_longer_for_long_conversations() {
+        let request = |n: usize, tools: &str| {
+            let items = vec![r#"{"type":"message","role":"user","content":"x"}"#; n].join(",");
+            format!(r#"{{"model":"m","input":[{items}],"tools":{tools}}}"#)
+        };
+        let timeout = |body: String| {
+            let parsed = responses::Request::parse(body.as_bytes()).unwrap();
+            first_byte_timeout(120, &parsed).as_secs()
+        };
+        assert_eq!(timeout(request(2, "[]")), 121);
+        assert_eq!(timeout(request(2, r#"[{"type":"function","name":"f","parameters":{}}]"#)), 181);
+        assert_eq!(timeout(request(2_000, "[]")), 300);
+    }
+
+    #[test]
+    fn the_terminal_event_holds_the_whole_answer() {
+        let stream = concat!(
+            "event: a\ndata: {\"type\":\"a\"}\n\n",
+            "data: {\"type\":\"response.completed\",\"response\":{\"id\":\"r\"}}\n\n",
+        )
+        .as_bytes();
+        assert_eq!(terminal_response(stream).as_deref(), Some(&br#"{"id":"r"}"#[..]));
+        assert_eq!(terminal_response(b""), None);
+    }
 }

@@ -86,9 +86,7 @@ impl Upstream {
     /// Asks for `path` below the base URL.
     pub(crate) async fn get(&self, path: &str, key: Option<&Secret>) -> Result<Response<Incoming>, Failure> {
         let mut request = self.request(Method::GET, path, None, key)?;
-        request
-            .headers_mut()
-            .insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         self.send(request).await
     }
 
@@ -105,9 +103,7 @@ impl Upstream {
         if let Some(query) = query {
             let _ = write!(url, "?{query}"); // writing to a String cannot fail
         }
-        let uri: Uri = url
-            .parse()
-            .map_err(|error| network(&format!("`{url}` is not a URL: {error}")))?;
+        let uri: Uri = url.parse().map_err(|error| network(&format!("`{url}` is not a URL: {error}")))?;
         let mut request = Request::new(Full::default());
         *request.method_mut() = method;
         *request.uri_mut() = uri;
@@ -161,14 +157,9 @@ impl Upstream {
             return Ok(AnyClient::Plain(builder.build(http)));
         }
         http.enforce_http(false);
-        let config = tokio::task::spawn_blocking(tls_config)
-            .await
-            .map_err(|error| network(&error.to_string()))??;
-        let https = HttpsConnectorBuilder::new()
-            .with_tls_config(config)
-            .https_only()
-            .enable_http1()
-            .wrap_connector(http);
+        let config = tokio::task::spawn_blocking(tls_config).await.map_err(|error| network(&error.to_string()))??;
+        let https =
+            HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1().wrap_connector(http);
         Ok(AnyClient::Tls(builder.build(https)))
     }
 
@@ -182,11 +173,7 @@ impl Upstream {
             }
             source = cause.source();
         }
-        let what = if error.is_connect() {
-            "cannot be reached"
-        } else {
-            "closed the connection"
-        };
+        let what = if error.is_connect() { "cannot be reached" } else { "closed the connection" };
         network(&format!("the provider at {} {what}{causes}", self.base_url))
     }
 }
@@ -207,9 +194,7 @@ pub(crate) fn network(message: &str) -> Failure {
 
 /// The roots that Mozilla trusts and those that this machine trusts: company proxies bring their own.
 fn tls_config() -> Result<rustls::ClientConfig, Failure> {
-    let mut roots = rustls::RootCertStore {
-        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
-    };
+    let mut roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     let native = rustls_native_certs::load_native_certs();
     for error in &native.errors {
         tracing::debug!(%error, "a certificate of this machine was left out");

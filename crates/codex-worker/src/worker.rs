@@ -12,6 +12,7 @@ use codex_control::token::{self, SEAL_KEY_BYTES, TokenError};
 use tokio::sync::mpsc;
 
 use crate::credential::Credential;
+use crate::learned::Learned;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::upstream::Upstream;
@@ -26,6 +27,7 @@ pub(crate) struct Worker {
     pub(crate) credential: Credential,
     pub(crate) upstream: Upstream,
     pub(crate) models: Models,
+    pub(crate) learned: Learned,
     pub(crate) metrics: Metrics,
     pub(crate) started_at: Instant,
     reports: mpsc::Sender<FromWorker>,
@@ -45,6 +47,7 @@ impl Worker {
             credential_file,
             seal_key_file,
             models_cache_file,
+            learned_file,
             config_folder: _,
         } = assignment;
         Ok(Arc::new(Self {
@@ -53,6 +56,7 @@ impl Worker {
             credential: Credential::new(&endpoint, credential_file),
             upstream: Upstream::new(&endpoint),
             models: Models::new(&endpoint, models_cache_file),
+            learned: Learned::load(learned_file),
             metrics: Metrics::default(),
             started_at: Instant::now(),
             endpoint,

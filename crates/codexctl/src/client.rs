@@ -55,10 +55,7 @@ impl Client {
     /// Exit code 3 when the socket is there but cannot be used.
     pub(crate) fn connect(path: &Path) -> Result<Option<Self>, Failure> {
         let failed = |error: io::Error| {
-            Failure::unreachable(format!(
-                "the supervisor's socket `{}` cannot be used: {error}",
-                path.display()
-            ))
+            Failure::unreachable(format!("the supervisor's socket `{}` cannot be used: {error}", path.display()))
         };
         let address = SocketAddrUnix::new(path).map_err(|error| failed(error.into()))?;
         let deadline = Instant::now() + CONNECT_TIMEOUT;
@@ -71,11 +68,7 @@ impl Client {
                 Ok(()) => {
                     let stream = UnixStream::from(socket);
                     stream.set_nonblocking(false).map_err(failed)?;
-                    return Ok(Some(Self {
-                        stream,
-                        received: Vec::new(),
-                        calls: 0,
-                    }));
+                    return Ok(Some(Self { stream, received: Vec::new(), calls: 0 }));
                 }
                 Err(rustix::io::Errno::NOENT | rustix::io::Errno::CONNREFUSED | rustix::io::Errno::NOTDIR) => {
                     return Ok(None);
@@ -112,12 +105,8 @@ impl Client {
         self.calls += 1;
         let id = Value::from(self.calls);
         let params = serde_json::to_value(params).map_err(|error| CallError::Lost(Failure::from_error(&error)))?;
-        let request = Request {
-            jsonrpc: rpc::JSONRPC.to_owned(),
-            id: Some(id.clone()),
-            method: method.to_owned(),
-            params,
-        };
+        let request =
+            Request { jsonrpc: rpc::JSONRPC.to_owned(), id: Some(id.clone()), method: method.to_owned(), params };
         self.send(&request, timeout).map_err(CallError::Lost)?;
         loop {
             let value = self.receive(Some(deadline)).map_err(CallError::Lost)?;
@@ -152,16 +141,10 @@ impl Client {
     fn send(&mut self, request: &Request, timeout: Duration) -> Result<(), Failure> {
         let mut line = serde_json::to_vec(request).map_err(|error| Failure::from_error(&error))?;
         if line.len() >= rpc::LINE_BYTES_MAX {
-            return Err(Failure::new(format!(
-                "the parameters are longer than {} bytes",
-                rpc::LINE_BYTES_MAX
-            )));
+            return Err(Failure::new(format!("the parameters are longer than {} bytes", rpc::LINE_BYTES_MAX)));
         }
         line.push(b'\n');
-        let sent = self
-            .stream
-            .set_write_timeout(Some(timeout))
-            .and_then(|()| self.stream.write_all(&line));
+        let sent = self.stream.set_write_timeout(Some(timeout)).and_then(|()| self.stream.write_all(&line));
         sent.map_err(|error| lost(&error))
     }
 
@@ -180,11 +163,7 @@ impl Client {
                 timeout => timeout,
             };
             let mut chunk = [0; READ_BYTES];
-            match self
-                .stream
-                .set_read_timeout(timeout)
-                .and_then(|()| self.stream.read(&mut chunk))
-            {
+            match self.stream.set_read_timeout(timeout).and_then(|()| self.stream.read(&mut chunk)) {
                 Ok(0) => return Err(lost(&io::ErrorKind::UnexpectedEof.into())),
                 Ok(n) => self.received.extend_from_slice(&chunk[..n]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(silent()),
@@ -222,10 +201,7 @@ pub(crate) fn pause(duration: Duration) {
 
 /// Waits until one of `watched` is readable, at most `duration`; says whether one is.
 pub(crate) fn wait_readable(watched: &mut [PollFd<'_>], duration: Duration) -> bool {
-    let timeout = Timespec::try_from(duration).unwrap_or(Timespec {
-        tv_sec: i64::from(i32::MAX),
-        tv_nsec: 0,
-    });
+    let timeout = Timespec::try_from(duration).unwrap_or(Timespec { tv_sec: i64::from(i32::MAX), tv_nsec: 0 });
     // A signal ends the wait early, which every caller's loop takes for an early look.
     rustix::event::poll(watched, Some(&timeout)).is_ok_and(|n_ready| n_ready > 0)
 }

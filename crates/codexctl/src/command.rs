@@ -16,8 +16,8 @@ mod token;
 use clap::{Parser, Subcommand};
 use codex_control::EndpointId;
 
+use crate::Context;
 use crate::failure::Failure;
-use crate::{Context, daemon};
 
 /// Runs Codex on any provider, and keeps it running.
 #[derive(Debug, Parser)]
@@ -56,9 +56,6 @@ pub(crate) enum Command {
     Logs(logs::Arguments),
     Rpc(rpc::Arguments),
     Completions(completions::Arguments),
-    /// Starts the supervisor in a session of its own; for `codexctl` itself
-    #[command(hide = true)]
-    Detach,
 }
 
 /// Names an endpoint.
@@ -86,7 +83,6 @@ pub(crate) fn run(ctx: &Context, command: Command) -> Result<(), Failure> {
         Command::Logs(arguments) => logs::run(ctx, &arguments),
         Command::Rpc(arguments) => rpc::run(ctx, &arguments),
         Command::Completions(arguments) => completions::run(ctx, &arguments),
-        Command::Detach => daemon::detach(ctx),
     }
 }
 
@@ -103,18 +99,10 @@ mod tests {
         root.clone().debug_assert();
         let mut commands = vec![&root];
         while let Some(command) = commands.pop() {
-            commands.extend(
-                command
-                    .get_subcommands()
-                    .filter(|sub| sub.get_name() != "help" && !sub.is_hide_set()),
-            );
+            commands.extend(command.get_subcommands().filter(|sub| sub.get_name() != "help"));
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("Example"), "`{}` has no example", command.get_name());
-            assert!(
-                command.get_about().is_some(),
-                "`{}` says not what it does",
-                command.get_name()
-            );
+            assert!(command.get_about().is_some(), "`{}` says not what it does", command.get_name());
         }
     }
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use codex_control::environment::Environment;
 use codex_control::process::Process;
 use codex_control::rpc::DaemonStatus;
 use codex_control::settings::Settings;
@@ -18,6 +19,8 @@ use crate::failure::Failure;
 use crate::service::Service;
 use crate::{output, program};
 
+/// Argument that makes this program the one in between of [`start`].
+pub(crate) const DETACH: &str = "__detach";
 /// Time for a started supervisor to answer. It needs a fraction of a second; a busy machine needs patience.
 pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two looks for the socket of a supervisor that starts.
@@ -101,15 +104,9 @@ fn spawn(timeout: Duration) -> Result<Process, Failure> {
     let failed = |reason: String| Failure::unreachable(format!("the supervisor cannot be started: {reason}"));
     let own = program::own_path().map_err(|error| failed(error.to_string()))?;
     let output =
-        program::output_within(Command::new(own).arg("detach"), timeout).map_err(|error| failed(error.to_string()))?;
+        program::output_within(Command::new(own).arg(DETACH), timeout).map_err(|error| failed(error.to_string()))?;
     let printed = String::from_utf8_lossy(&output.stdout);
-    match printed
-        .trim()
-        .parse()
-        .ok()
-        .filter(|_| output.status.success())
-        .map(Process::open)
-    {
+    match printed.trim().parse().ok().filter(|_| output.status.success()).map(Process::open) {
         Some(Ok(process)) => Ok(process),
         Some(Err(_)) => Err(failed("it ended at once".to_owned()).hint("`codex-supervisor --foreground` shows why")),
         None => {
@@ -121,8 +118,8 @@ fn spawn(timeout: Duration) -> Result<Process, Failure> {
 }
 
 /// Starts `codex-supervisor` in a session of its own and prints its process id.
-pub(crate) fn detach(ctx: &Context) -> Result<(), Failure> {
-    let program = program::find_own(&ctx.environment, "codex-supervisor")
+pub(crate) fn detach(environment: &Environment) -> Result<(), Failure> {
+    let program = program::find_own(environment, "codex-supervisor")
         .ok_or_else(|| Failure::new("there is no `codex-supervisor` beside this program or on the `PATH`"))?;
     rustix::process::setsid().map_err(|error| Failure::new(format!("a session of its own cannot be made: {error}")))?;
     let child = Command::new(&program)
@@ -162,6 +159,7 @@ pub(crate) fn stop(ctx: &Context) -> Result<bool, Failure> {
         Ok(_) | Err(CallError::Lost(_)) => {}
         Err(CallError::Refused(error)) => return Err(error.into()),
     }
+    drop(client);
     match process {
         Ok(process) if !wait_readable(&mut [readable(&process)], timeout) => Err(Failure::new(format!(
             "the supervisor (pid {}) was asked to stop and still runs after {} s",
@@ -215,9 +213,7 @@ fn is_locked(ctx: &Context) -> bool {
 /// show another device there than `stat` does.
 fn is_listed(locks: &str, inode: u64) -> bool {
     let suffix = format!(":{inode}");
-    locks
-        .lines()
-        .any(|line| line.split_ascii_whitespace().any(|field| field.ends_with(&suffix)))
+    locks.lines().any(|line| line.split_ascii_whitespace().any(|field| field.ends_with(&suffix)))
 }
 
 #[cfg(test)]

@@ -35,29 +35,17 @@ pub(crate) enum Failure {
 impl Failure {
     /// A failure with exit code 1 and no hint.
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self::Told {
-            exit: Exit::Failure,
-            message: message.into(),
-            hint: None,
-        }
+        Self::Told { exit: Exit::Failure, message: message.into(), hint: None }
     }
 
     /// A command line that makes no sense.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Self::Told {
-            exit: Exit::Usage,
-            message: message.into(),
-            hint: None,
-        }
+        Self::Told { exit: Exit::Usage, message: message.into(), hint: None }
     }
 
     /// The supervisor cannot be reached.
     pub(crate) fn unreachable(message: impl Into<String>) -> Self {
-        Self::Told {
-            exit: Exit::Unreachable,
-            message: message.into(),
-            hint: None,
-        }
+        Self::Told { exit: Exit::Unreachable, message: message.into(), hint: None }
     }
 
     /// `error` and its causes.

@@ -92,10 +92,7 @@ pub(crate) fn get(address: SocketAddr, path: &str, token: &Secret, timeout: Dura
 
 /// Reads a whole answer: `content-length`, chunks, or up to the end.
 fn parse(received: &[u8]) -> Result<Answer, HttpError> {
-    let head_end = received
-        .windows(4)
-        .take(HEAD_BYTES_MAX)
-        .position(|window| window == b"\r\n\r\n");
+    let head_end = received.windows(4).take(HEAD_BYTES_MAX).position(|window| window == b"\r\n\r\n");
     let head_end = head_end.ok_or(HttpError::Malformed("the answer has no head"))?;
     let head =
         std::str::from_utf8(&received[..head_end]).map_err(|_| HttpError::Malformed("the answer is not HTTP"))?;
@@ -115,12 +112,8 @@ fn parse(received: &[u8]) -> Result<Answer, HttpError> {
     let body = if header("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
         unchunked(body)?
     } else if let Some(length) = header("content-length") {
-        let length: usize = length
-            .parse()
-            .map_err(|_| HttpError::Malformed("the answer has a bad length"))?;
-        body.get(..length)
-            .ok_or(HttpError::Malformed("the answer was cut off"))?
-            .to_vec()
+        let length: usize = length.parse().map_err(|_| HttpError::Malformed("the answer has a bad length"))?;
+        body.get(..length).ok_or(HttpError::Malformed("the answer was cut off"))?.to_vec()
     } else {
         body.to_vec()
     };
@@ -142,10 +135,7 @@ fn unchunked(mut rest: &[u8]) -> Result<Vec<u8>, HttpError> {
             return Ok(body);
         }
         body.extend_from_slice(rest.get(..size).ok_or(CUT)?);
-        rest = rest
-            .get(size..)
-            .and_then(|rest| rest.strip_prefix(b"\r\n"))
-            .ok_or(CUT)?;
+        rest = rest.get(size..).and_then(|rest| rest.strip_prefix(b"\r\n")).ok_or(CUT)?;
     }
 }
 
@@ -169,34 +159,18 @@ mod tests {
                 "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\nA\r\n0123456789\r\n0\r\n\r\n",
                 Ok("200 abc0123456789"),
             ),
-            (
-                "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc",
-                Err("the answer was cut off"),
-            ),
-            (
-                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n",
-                Err("the answer was cut off"),
-            ),
-            (
-                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nabc\r\n",
-                Err("the answer has a bad chunk"),
-            ),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc", Err("the answer was cut off")),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n", Err("the answer was cut off")),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nabc\r\n", Err("the answer has a bad chunk")),
             (
                 "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nffffffffffffffff\r\nabc\r\n",
                 Err("the answer was cut off"),
             ),
-            (
-                "HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n",
-                Err("the answer has a bad length"),
-            ),
+            ("HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n", Err("the answer has a bad length")),
             ("SSH-2.0-OpenSSH\r\n\r\n", Err("the answer is not HTTP")),
             ("", Err("the answer has no head")),
         ] {
-            assert_eq!(
-                body(received),
-                expected.map(str::to_owned).map_err(str::to_owned),
-                "{received}"
-            );
+            assert_eq!(body(received), expected.map(str::to_owned).map_err(str::to_owned), "{received}");
         }
     }
 }

@@ -52,15 +52,10 @@ impl StoredKeyArguments {
 fn from_file(path: &Path) -> Result<Secret, Failure> {
     match credentials::load_file(path) {
         Ok(Some(key)) => Ok(key),
-        Ok(None) => Err(Failure::new(format!(
-            "the key file `{}` does not exist",
-            path.display()
-        ))),
-        Err(error) => Err(Failure::new(format!(
-            "the key file `{}` cannot be used: {}",
-            path.display(),
-            report::chain(&error)
-        ))),
+        Ok(None) => Err(Failure::new(format!("the key file `{}` does not exist", path.display()))),
+        Err(error) => {
+            Err(Failure::new(format!("the key file `{}` cannot be used: {}", path.display(), report::chain(&error))))
+        }
     }
 }
 
@@ -68,21 +63,13 @@ fn from_variable(ctx: &Context, name: &str) -> Result<Secret, Failure> {
     let value = ctx.environment.get(name).ok_or_else(|| {
         Failure::new(format!("the variable `{name}` is not set")).hint(format!("export `{name}` first"))
     })?;
-    let value = value
-        .to_str()
-        .ok_or_else(|| Failure::new(format!("the variable `{name}` is not UTF-8 text")))?;
-    checked(&Secret::new(value.to_owned()), || {
-        format!("the variable `{name}` cannot be used")
-    })
+    let value = value.to_str().ok_or_else(|| Failure::new(format!("the variable `{name}` is not UTF-8 text")))?;
+    checked(&Secret::new(value.to_owned()), || format!("the variable `{name}` cannot be used"))
 }
 
 fn from_person(ctx: &Context, question: &Question<'_>) -> Result<Secret, Failure> {
-    let variable = question
-        .usual_variable
-        .filter(|name| ctx.environment.get(name).is_some());
-    let offer = variable
-        .map(|name| format!(", empty for the one in ${name}"))
-        .unwrap_or_default();
+    let variable = question.usual_variable.filter(|name| ctx.environment.get(name).is_some());
+    let offer = variable.map(|name| format!(", empty for the one in ${name}")).unwrap_or_default();
     let typed = rpassword::prompt_password(format!("key for {} (not shown{offer}): ", question.provider))
         .map(Secret::new)
         .map_err(|error| Failure::new(format!("the key cannot be asked for: {error}")))?;

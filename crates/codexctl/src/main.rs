@@ -30,7 +30,7 @@ use clap::Parser;
 use codex_control::environment::Environment;
 use codex_control::paths::Paths;
 
-use crate::command::Arguments;
+use crate::command::{Arguments, Command};
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -42,23 +42,22 @@ pub(crate) struct Context {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let output = Output { json: arguments.json };
     let environment = Environment::from_process();
-    let result = Paths::from_environment(&environment)
-        .map_err(|error| Failure::from_error(&error))
-        .and_then(|paths| {
-            command::run(
-                &Context {
-                    environment,
-                    paths,
-                    output,
-                },
-                arguments.command,
-            )
-        });
+    // Not a command: no person types it, and neither help nor completions may know it.
+    let is_detaching = std::env::args_os().skip(1).eq([daemon::DETACH]);
+    let arguments = (!is_detaching).then(Arguments::parse);
+    let output = Output { json: arguments.as_ref().is_some_and(|arguments| arguments.json) };
+    let result = match arguments {
+        Some(arguments) => run(environment, output, arguments.command),
+        None => daemon::detach(&environment),
+    };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => ExitCode::from(output.failed(&failure)),
     }
+}
+
+fn run(environment: Environment, output: Output, command: Command) -> Result<(), Failure> {
+    let paths = Paths::from_environment(&environment).map_err(|error| Failure::from_error(&error))?;
+    command::run(&Context { environment, paths, output }, command)
 }

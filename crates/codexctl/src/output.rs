@@ -55,11 +55,7 @@ impl Output {
 
 /// Prints `text`, with a line break at its end if it has none.
 pub(crate) fn plain(text: &str) -> Result<(), Failure> {
-    let end = if text.ends_with('\n') || text.is_empty() {
-        ""
-    } else {
-        "\n"
-    };
+    let end = if text.ends_with('\n') || text.is_empty() { "" } else { "\n" };
     write(format_args!("{}{end}", printable(text)))
 }
 

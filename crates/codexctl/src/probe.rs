@@ -31,14 +31,7 @@ pub(crate) fn wake(
     margin: Duration,
 ) -> Result<EndpointStatus, CallError> {
     let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-    client.call(
-        "endpoint.wake",
-        WakeParams {
-            id: endpoint.cloned(),
-            timeout_ms,
-        },
-        timeout + margin,
-    )
+    client.call("endpoint.wake", WakeParams { id: endpoint.cloned(), timeout_ms }, timeout + margin)
 }
 
 /// What a worker says about its models.
@@ -56,10 +49,7 @@ impl ModelList {
     /// Why the provider's own list could not be had; the entries are what was known before.
     pub(crate) fn problem(&self) -> Option<Problem> {
         match self.body.get("problem")? {
-            Value::String(message) => Some(Problem {
-                message: message.clone(),
-                hint: None,
-            }),
+            Value::String(message) => Some(Problem { message: message.clone(), hint: None }),
             Value::Object(problem) => Some(Problem {
                 message: problem.get("message")?.as_str()?.to_owned(),
                 hint: problem.get("hint").and_then(Value::as_str).map(str::to_owned),
@@ -79,26 +69,16 @@ pub(crate) fn models(
     let path = ctx.paths.token(endpoint);
     let token = token::read_token(&path)
         .map_err(|error| Failure::from_error(&error))?
-        .ok_or_else(|| {
-            Failure::new(format!(
-                "endpoint `{endpoint}` has no local token in `{}`",
-                path.display()
-            ))
-        })?;
+        .ok_or_else(|| Failure::new(format!("endpoint `{endpoint}` has no local token in `{}`", path.display())))?;
     let failed = |what: String| {
-        Failure::new(format!(
-            "endpoint `{endpoint}` at http://{address} gives no model list: {what}"
-        ))
-        .hint(format!("`codexctl logs {endpoint}` shows what its worker does"))
+        Failure::new(format!("endpoint `{endpoint}` at http://{address} gives no model list: {what}"))
+            .hint(format!("`codexctl logs {endpoint}` shows what its worker does"))
     };
     let target = if refresh { "/v1/models?refresh=1" } else { "/v1/models" };
     let answer = http::get(address, target, &token, MODELS_TIMEOUT).map_err(|error| failed(error.to_string()))?;
     if answer.status != 200 {
         let said: Option<Value> = serde_json::from_slice(&answer.body).ok();
-        let said = said
-            .as_ref()
-            .and_then(|body| body["error"]["message"].as_str())
-            .map(str::to_owned);
+        let said = said.as_ref().and_then(|body| body["error"]["message"].as_str()).map(str::to_owned);
         // Not JSON: a sentence of the supervisor for an endpoint that cannot run.
         let said = said.unwrap_or_else(|| String::from_utf8_lossy(&answer.body).trim().to_owned());
         return Err(failed(format!("HTTP {}: {said}", answer.status)));
@@ -162,10 +142,7 @@ pub(crate) fn probe(
                         "`codexctl login {endpoint}` stores another key, `codexctl endpoint show {endpoint}` shows the settings"
                     ))
                 };
-                let told = list.problem().map(|problem| Problem {
-                    hint: problem.hint.or_else(remedy),
-                    ..problem
-                });
+                let told = list.problem().map(|problem| Problem { hint: problem.hint.or_else(remedy), ..problem });
                 probe.problem = probe.problem.or(told);
             }
             Err(failure) => probe.problem = probe.problem.or(Some(problem(failure))),
@@ -178,19 +155,14 @@ impl Probe {
     /// For a person: one line about the worker, one about the provider. `has_key` says that a key was shown to it.
     pub(crate) fn lines(&self, has_key: bool) -> [(&'static str, Option<String>); 2] {
         let took = |ms: Option<u64>| ms.map(|ms| format!(" ({})", text::duration(ms))).unwrap_or_default();
-        let worker = if self.is_healthy {
-            format!("healthy{}", took(self.healthy_ms))
-        } else {
-            "does not answer".to_owned()
-        };
+        let worker =
+            if self.is_healthy { format!("healthy{}", took(self.healthy_ms)) } else { "does not answer".to_owned() };
         // Some providers give their list to anybody, so that it proves no more about the key than this.
         let key = if has_key { ", key not refused" } else { "" };
         let provider = match self.n_models {
-            Some(n) if self.provider_answered => Some(format!(
-                "reachable{key}, {}{}",
-                text::count(n, "model"),
-                took(self.models_ms)
-            )),
+            Some(n) if self.provider_answered => {
+                Some(format!("reachable{key}, {}{}", text::count(n, "model"), took(self.models_ms)))
+            }
             Some(n) if self.problem.is_none() => {
                 Some(format!("not asked: the settings list {}", text::count(n, "model")))
             }

@@ -31,9 +31,7 @@ pub(crate) fn find(environment: &Environment, name: &OsStr) -> Option<PathBuf> {
 /// Finds a program of ours: beside this one, where an installation and a build put it, else on the `PATH`.
 pub(crate) fn find_own(environment: &Environment, name: &str) -> Option<PathBuf> {
     let beside = own_path().ok().and_then(|own| Some(own.parent()?.join(name)));
-    beside
-        .filter(|path| is_executable(path))
-        .or_else(|| find(environment, name.as_ref()))
+    beside.filter(|path| is_executable(path)).or_else(|| find(environment, name.as_ref()))
 }
 
 /// The absolute path of this program.
@@ -42,8 +40,7 @@ pub(crate) fn own_path() -> io::Result<PathBuf> {
 }
 
 fn is_executable(path: &Path) -> bool {
-    path.metadata()
-        .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+    path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
 /// Runs `command` without input and returns what it printed; kills it when it takes longer than `timeout`.
@@ -51,11 +48,7 @@ fn is_executable(path: &Path) -> bool {
 /// # Errors
 /// `TimedOut` in that case, or the reason why it could not be started.
 pub(crate) fn output_within(command: &mut Command, timeout: Duration) -> io::Result<Output> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     // The child is ours and not yet waited for, so its pid is its own.
     let process = Process::open(child.id())?;
     if !wait_readable(&mut [readable(&process)], timeout) {
@@ -64,11 +57,7 @@ pub(crate) fn output_within(command: &mut Command, timeout: Duration) -> io::Res
         return Err(io::Error::new(io::ErrorKind::TimedOut, "it took too long"));
     }
     let status = child.wait()?;
-    let mut output = Output {
-        status,
-        stdout: Vec::new(),
-        stderr: Vec::new(),
-    };
+    let mut output = Output { status, stdout: Vec::new(), stderr: Vec::new() };
     if let Some(stdout) = child.stdout.take() {
         stdout.take(OUTPUT_BYTES_MAX).read_to_end(&mut output.stdout)?;
     }
@@ -80,12 +69,7 @@ pub(crate) fn output_within(command: &mut Command, timeout: Duration) -> io::Res
 
 /// The first line a program wrote to stderr, for a message.
 pub(crate) fn first_line(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes)
-        .lines()
-        .find(|line| !line.trim().is_empty())
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
+    String::from_utf8_lossy(bytes).lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]
@@ -107,21 +91,14 @@ mod tests {
         assert_eq!(find(&environment, OsStr::new("codex")), Some(program.clone()));
         assert_eq!(find(&Environment::default(), program.as_os_str()), Some(program));
         assert_eq!(find(&Environment::default(), OsStr::new("codex")), None);
-        assert_eq!(
-            find(&environment, folder.path().as_os_str()),
-            None,
-            "a folder is no program"
-        );
+        assert_eq!(find(&environment, folder.path().as_os_str()), None, "a folder is no program");
     }
 
     #[test]
     fn a_program_that_hangs_is_ended() {
         let mut quick = Command::new("sh");
-        let output = output_within(
-            quick.args(["-c", "echo out; echo err >&2; exit 3"]),
-            Duration::from_secs(20),
-        )
-        .unwrap();
+        let output =
+            output_within(quick.args(["-c", "echo out; echo err >&2; exit 3"]), Duration::from_secs(20)).unwrap();
         assert_eq!(
             (output.status.code(), &output.stdout[..], first_line(&output.stderr)),
             (Some(3), &b"out\n"[..], "err".into())

@@ -59,11 +59,7 @@ impl Service {
             return Ok(());
         }
         let said = program::first_line(&output.stderr);
-        Err(failed(if said.is_empty() {
-            output.status.to_string()
-        } else {
-            said
-        }))
+        Err(failed(if said.is_empty() { output.status.to_string() } else { said }))
     }
 
     fn command(&self, verb: &str) -> Command {

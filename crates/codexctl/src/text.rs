@@ -51,11 +51,7 @@ pub(crate) fn size(bytes: u64) -> String {
 
 /// A count with its noun: `1 model`, `12 models`.
 pub(crate) fn count(n: usize, noun: &str) -> String {
-    if n == 1 {
-        format!("{n} {noun}")
-    } else {
-        format!("{n} {noun}s")
-    }
+    if n == 1 { format!("{n} {noun}") } else { format!("{n} {noun}s") }
 }
 
 /// `text` without what a terminal would obey: control characters other than line breaks and tabs are replaced.
@@ -63,11 +59,7 @@ pub(crate) fn count(n: usize, noun: &str) -> String {
 /// Part of what we print was written by others: model names, error messages of providers, log lines.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     let obeyed = |c: char| c.is_control() && c != '\n' && c != '\t';
-    if text.contains(obeyed) {
-        Cow::Owned(text.replace(obeyed, "\u{fffd}"))
-    } else {
-        Cow::Borrowed(text)
-    }
+    if text.contains(obeyed) { Cow::Owned(text.replace(obeyed, "\u{fffd}")) } else { Cow::Borrowed(text) }
 }
 
 /// Left-aligned columns with two spaces between them; an empty cell is shown as `-`.
@@ -101,9 +93,7 @@ pub(crate) fn fields(fields: &[(&str, Option<String>)]) -> String {
     fields
         .iter()
         .filter_map(|(name, value)| {
-            value
-                .as_ref()
-                .map(|value| format!("{name:width$}  {}\n", value.replace('\n', " ")))
+            value.as_ref().map(|value| format!("{name:width$}  {}\n", value.replace('\n', " ")))
         })
         .collect()
 }
@@ -153,18 +143,12 @@ mod tests {
         ] {
             assert_eq!(size(bytes), expected, "{bytes}");
         }
-        assert_eq!(
-            (count(1, "model"), count(0, "model")),
-            ("1 model".to_owned(), "0 models".to_owned())
-        );
+        assert_eq!((count(1, "model"), count(0, "model")), ("1 model".to_owned(), "0 models".to_owned()));
     }
 
     #[test]
     fn a_table_is_aligned_and_shows_empty_cells() {
-        let text = table(
-            ["ID", "STATE"],
-            &[["zai".into(), "running".into()], ["münchen".into(), String::new()]],
-        );
+        let text = table(["ID", "STATE"], &[["zai".into(), "running".into()], ["münchen".into(), String::new()]]);
         assert_eq!(text, "ID       STATE\nzai      running\nmünchen  -\n");
         assert_eq!(
             fields(&[("a", Some("1".into())), ("long", None), ("b", Some("2\n3".into()))]),

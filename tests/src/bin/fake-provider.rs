@@ -44,11 +44,7 @@ fn main() -> anyhow::Result<ExitCode> {
     for turn in &unused {
         print(&format!("never asked for turn {}", turn + 1));
     }
-    Ok(if complaints.is_empty() && unused.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if complaints.is_empty() && unused.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Prints a line at once, also into a pipe or a file.

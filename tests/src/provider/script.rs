@@ -39,31 +39,20 @@ fn default_models() -> Vec<String> {
 impl Script {
     /// A script that offers the model `scripted` and answers nothing yet.
     pub fn new() -> Self {
-        Self {
-            models: default_models(),
-            ..Self::default()
-        }
+        Self { models: default_models(), ..Self::default() }
     }
 
     /// Adds a turn that is used once.
     #[must_use]
     pub fn turn(mut self, when: When, answer: impl Into<Vec<Step>>) -> Self {
-        self.turn.push(Turn {
-            when,
-            answer: answer.into(),
-            repeat: false,
-        });
+        self.turn.push(Turn { when, answer: answer.into(), repeat: false });
         self
     }
 
     /// Adds a turn that may be used any number of times, or never.
     #[must_use]
     pub fn always(mut self, when: When, answer: impl Into<Vec<Step>>) -> Self {
-        self.turn.push(Turn {
-            when,
-            answer: answer.into(),
-            repeat: true,
-        });
+        self.turn.push(Turn { when, answer: answer.into(), repeat: true });
         self
     }
 
@@ -128,20 +117,12 @@ impl When {
 
     /// The last message is the user's and contains `text`.
     pub fn user(text: &str) -> Self {
-        Self {
-            last_role: Some("user".to_owned()),
-            last_contains: Some(text.to_owned()),
-            ..Self::default()
-        }
+        Self { last_role: Some("user".to_owned()), last_contains: Some(text.to_owned()), ..Self::default() }
     }
 
     /// The last message is a tool's result that contains `text`.
     pub fn tool(text: &str) -> Self {
-        Self {
-            last_role: Some("tool".to_owned()),
-            last_contains: Some(text.to_owned()),
-            ..Self::default()
-        }
+        Self { last_role: Some("tool".to_owned()), last_contains: Some(text.to_owned()), ..Self::default() }
     }
 
     /// `text` stands somewhere in the messages.
@@ -162,14 +143,8 @@ impl When {
     pub fn fits(&self, body: &Value) -> bool {
         let messages = body["messages"].as_array().map(Vec::as_slice).unwrap_or_default();
         let last = messages.last();
-        let anywhere = |text: &String| {
-            messages
-                .iter()
-                .any(|message| message_text(message).contains(text.as_str()))
-        };
-        self.last_role
-            .as_deref()
-            .is_none_or(|role| last.is_some_and(|last| last["role"] == role))
+        let anywhere = |text: &String| messages.iter().any(|message| message_text(message).contains(text.as_str()));
+        self.last_role.as_deref().is_none_or(|role| last.is_some_and(|last| last["role"] == role))
             && self
                 .last_contains
                 .as_deref()
@@ -188,11 +163,7 @@ pub fn message_text(message: &Value) -> String {
         _ => {}
     }
     for call in message["tool_calls"].as_array().into_iter().flatten() {
-        lines.extend(
-            [&call["function"]["name"], &call["function"]["arguments"]]
-                .into_iter()
-                .filter_map(Value::as_str),
-        );
+        lines.extend([&call["function"]["name"], &call["function"]["arguments"]].into_iter().filter_map(Value::as_str));
     }
     lines.join("\n")
 }
@@ -295,10 +266,7 @@ impl Step {
 
     /// A tool call; see [`Call::tool`].
     pub fn call(tool: &str, arguments: Value) -> Self {
-        Self::Call(Call {
-            tool: tool.to_owned(),
-            arguments,
-        })
+        Self::Call(Call { tool: tool.to_owned(), arguments })
     }
 
     /// A call of `exec_command`.
@@ -313,19 +281,12 @@ impl Step {
 
     /// Token counts.
     pub fn usage(prompt_tokens: u64, completion_tokens: u64) -> Self {
-        Self::Usage {
-            prompt_tokens,
-            completion_tokens,
-        }
+        Self::Usage { prompt_tokens, completion_tokens }
     }
 
     /// An HTTP status with a JSON body.
     pub fn status(code: u16, body: &Value) -> Self {
-        Self::Status(Status {
-            code,
-            headers: BTreeMap::new(),
-            body: body.to_string(),
-        })
+        Self::Status(Status { code, headers: BTreeMap::new(), body: body.to_string() })
     }
 
     /// Steps that depend on the request.
@@ -350,12 +311,7 @@ pub struct Wire {
 
 impl Default for Wire {
     fn default() -> Self {
-        Self {
-            write_bytes: vec![1, 5, 17, 3, 64, 2, 128, 7, 1_400],
-            pause_us: 0,
-            crlf: false,
-            close_delimited: false,
-        }
+        Self { write_bytes: vec![1, 5, 17, 3, 64, 2, 128, 7, 1_400], pause_us: 0, crlf: false, close_delimited: false }
     }
 }
 

@@ -46,10 +46,8 @@ async fn connection(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut pending = Vec::new();
     while let Some(request) = read_request(&mut stream, &mut pending).await? {
-        let asked_to_close = request
-            .headers
-            .iter()
-            .any(|(name, value)| name == "connection" && value.eq_ignore_ascii_case("close"));
+        let asked_to_close =
+            request.headers.iter().any(|(name, value)| name == "connection" && value.eq_ignore_ascii_case("close"));
         let keep = answer(&mut stream, shared, request).await?;
         if !keep || asked_to_close {
             break;
@@ -83,34 +81,19 @@ async fn read_request(stream: &mut TcpStream, pending: &mut Vec<u8>) -> io::Resu
     let head = String::from_utf8(pending.drain(..head_end + 4).collect()).map_err(|_| bad("the head is no text"))?;
     let mut lines = head.lines();
     let mut request_line = lines.next().unwrap_or_default().split(' ');
-    let (method, path) = (
-        request_line.next().unwrap_or_default(),
-        request_line.next().unwrap_or_default(),
-    );
+    let (method, path) = (request_line.next().unwrap_or_default(), request_line.next().unwrap_or_default());
     let headers: Vec<(String, String)> = lines
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    let header = |name: &str| {
-        headers
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
-    };
+    let header = |name: &str| headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
     let body = if header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
         read_chunks(stream, pending).await?
     } else {
-        let length = header("content-length")
-            .map_or(Ok(0), str::parse)
-            .map_err(|_| bad("content-length"))?;
+        let length = header("content-length").map_or(Ok(0), str::parse).map_err(|_| bad("content-length"))?;
         read_exactly(stream, pending, length).await?
     };
-    Ok(Some(Request {
-        method: method.to_owned(),
-        path: path.to_owned(),
-        headers,
-        body,
-    }))
+    Ok(Some(Request { method: method.to_owned(), path: path.to_owned(), headers, body }))
 }
 
 async fn read_exactly(stream: &mut TcpStream, pending: &mut Vec<u8>, length: usize) -> io::Result<Vec<u8>> {
@@ -157,11 +140,7 @@ fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
 /// Answers one request; says whether the connection can be used again.
 async fn answer(stream: &mut TcpStream, shared: &Shared, request: Request) -> io::Result<bool> {
     let script = &shared.script;
-    let bearer = request
-        .headers
-        .iter()
-        .find(|(name, _)| name == "authorization")
-        .map(|(_, value)| value.as_str());
+    let bearer = request.headers.iter().find(|(name, _)| name == "authorization").map(|(_, value)| value.as_str());
     if let Some(key) = &script.key
         && bearer != Some(format!("Bearer {key}").as_str())
     {
@@ -174,11 +153,8 @@ async fn answer(stream: &mut TcpStream, shared: &Shared, request: Request) -> io
         ("GET", "/v1/models") => {
             shared.state().models_asked += 1;
             (shared.log)("GET /v1/models: 200");
-            let data: Vec<Value> = script
-                .models
-                .iter()
-                .map(|id| json!({ "id": id, "object": "model", "owned_by": "script" }))
-                .collect();
+            let data: Vec<Value> =
+                script.models.iter().map(|id| json!({ "id": id, "object": "model", "owned_by": "script" })).collect();
             write_status(stream, 200, &[], &json!({ "object": "list", "data": data }).to_string()).await
         }
         ("POST", "/v1/chat/completions") => completion(stream, shared, request).await,
@@ -200,23 +176,12 @@ async fn completion(stream: &mut TcpStream, shared: &Shared, request: Request) -
     let (index, turn) = {
         let mut state = shared.state();
         let index = state.requests.len();
-        let turn = if complaints.is_empty() {
-            choose(&shared.script, &mut state.uses, &body)
-        } else {
-            None
-        };
+        let turn = if complaints.is_empty() { choose(&shared.script, &mut state.uses, &body) } else { None };
         if complaints.is_empty() && turn.is_none() {
-            let last = body["messages"]
-                .as_array()
-                .and_then(|messages| messages.last())
-                .map(super::message_text);
-            complaints.push(format!(
-                "no turn of the script expects this; the last message is {last:?}"
-            ));
+            let last = body["messages"].as_array().and_then(|messages| messages.last()).map(super::message_text);
+            complaints.push(format!("no turn of the script expects this; the last message is {last:?}"));
         }
-        state
-            .complaints
-            .extend(complaints.iter().map(|text| format!("request {index}: {text}")));
+        state.complaints.extend(complaints.iter().map(|text| format!("request {index}: {text}")));
         state.requests.push(Received {
             path: request.path,
             headers: request.headers,
@@ -257,11 +222,8 @@ async fn completion(stream: &mut TcpStream, shared: &Shared, request: Request) -
 /// The first turn that expects this request and may still be used.
 fn choose(script: &Script, uses: &mut [usize], body: &Value) -> Option<usize> {
     let fits = |when: &When| when.fits(body);
-    let turn = script
-        .turn
-        .iter()
-        .zip(&*uses)
-        .position(|(turn, uses)| (turn.repeat || *uses == 0) && fits(&turn.when))?;
+    let turn =
+        script.turn.iter().zip(&*uses).position(|(turn, uses)| (turn.repeat || *uses == 0) && fits(&turn.when))?;
     uses[turn] += 1;
     Some(turn)
 }
@@ -270,22 +232,13 @@ fn choose(script: &Script, uses: &mut [usize], body: &Value) -> Option<usize> {
 async fn play(stream: &mut TcpStream, shared: &Shared, steps: &[Step], body: &Value) -> io::Result<End> {
     if let Some(Step::Status(status)) = steps.first() {
         (shared.log)(&format!("answered with status {}", status.code));
-        let headers: Vec<(&str, &str)> = status
-            .headers
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()))
-            .collect();
+        let headers: Vec<(&str, &str)> =
+            status.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         write_status(stream, status.code, &headers, &status.body).await?;
         return Ok(End::Scripted);
     }
     let mut answer = Answer {
-        wire: Writer {
-            stream,
-            wire: &shared.script.wire,
-            place: 0,
-            pending: Vec::new(),
-            head_sent: false,
-        },
+        wire: Writer { stream, wire: &shared.script.wire, place: 0, pending: Vec::new(), head_sent: false },
         shared,
         body,
         id: format!("chatcmpl-{}", shared.state().requests.len()),
@@ -338,17 +291,14 @@ impl Answer<'_> {
                     self.calls(&[call]).await?;
                 }
                 Step::Raw(bytes) => self.wire.push(bytes.as_bytes()).await?,
-                Step::Usage {
-                    prompt_tokens,
-                    completion_tokens,
-                } => self.usage = Some((*prompt_tokens, *completion_tokens)),
+                Step::Usage { prompt_tokens, completion_tokens } => {
+                    self.usage = Some((*prompt_tokens, *completion_tokens))
+                }
                 Step::Finish(reason) => self.finish = Some(reason.clone()),
                 Step::Hold(gate) => self.hold(gate).await?,
                 Step::PauseMs(pause_ms) => {
                     self.wire.flush().await?;
-                    self.wire
-                        .unless_gone(tokio::time::sleep(Duration::from_millis(*pause_ms)))
-                        .await?;
+                    self.wire.unless_gone(tokio::time::sleep(Duration::from_millis(*pause_ms))).await?;
                 }
                 Step::Reset => {
                     self.wire.flush().await?;
@@ -406,10 +356,7 @@ impl Answer<'_> {
             self.delta(json!({ "tool_calls": [start] }), None).await?;
             fragments.push((
                 first + index,
-                pieces(&call.arguments.to_string())
-                    .map(str::to_owned)
-                    .collect::<Vec<_>>()
-                    .into_iter(),
+                pieces(&call.arguments.to_string()).map(str::to_owned).collect::<Vec<_>>().into_iter(),
             ));
         }
         self.calls += calls.len();
@@ -418,11 +365,8 @@ impl Answer<'_> {
             for (index, mut rest) in fragments {
                 if let Some(piece) = rest.next() {
                     self.bytes += piece.len();
-                    self.delta(
-                        json!({ "tool_calls": [{ "index": index, "function": { "arguments": piece } }] }),
-                        None,
-                    )
-                    .await?;
+                    self.delta(json!({ "tool_calls": [{ "index": index, "function": { "arguments": piece } }] }), None)
+                        .await?;
                     left.push((index, rest));
                 }
             }
@@ -445,15 +389,10 @@ impl Answer<'_> {
             .filter(|(_, schema)| schema["type"] == "string")
             .map(|(name, _)| name.clone());
         let name = strings.next().unwrap_or_else(|| {
-            self.complain(format!(
-                "`apply_patch` is not a function with one string argument: {schema:?}"
-            ));
+            self.complain(format!("`apply_patch` is not a function with one string argument: {schema:?}"));
             "input".to_owned()
         });
-        Call {
-            tool: "apply_patch".to_owned(),
-            arguments: json!({ name: patch }),
-        }
+        Call { tool: "apply_patch".to_owned(), arguments: json!({ name: patch }) }
     }
 
     async fn hold(&mut self, gate: &str) -> io::Result<()> {
@@ -474,8 +413,7 @@ impl Answer<'_> {
     }
 
     async fn delta(&mut self, delta: Value, finish: Option<&str>) -> io::Result<()> {
-        self.chunk(json!([{ "index": 0, "delta": delta, "finish_reason": finish }]), None)
-            .await
+        self.chunk(json!([{ "index": 0, "delta": delta, "finish_reason": finish }]), None).await
     }
 
     async fn chunk(&mut self, choices: Value, usage: Option<Value>) -> io::Result<()> {
@@ -484,35 +422,24 @@ impl Answer<'_> {
             chunk["usage"] = usage;
         }
         let line_end = if self.wire.wire.crlf { "\r\n" } else { "\n" };
-        self.wire
-            .push(format!("data: {chunk}{line_end}{line_end}").as_bytes())
-            .await
+        self.wire.push(format!("data: {chunk}{line_end}{line_end}").as_bytes()).await
     }
 
     async fn end(mut self) -> io::Result<()> {
-        let reason = self.finish.take().unwrap_or_else(|| {
-            if self.calls > 0 {
-                "tool_calls".to_owned()
-            } else {
-                "stop".to_owned()
-            }
-        });
+        let reason = self
+            .finish
+            .take()
+            .unwrap_or_else(|| if self.calls > 0 { "tool_calls".to_owned() } else { "stop".to_owned() });
         self.delta(json!({}), Some(&reason)).await?;
         if self.body["stream_options"]["include_usage"] == true {
-            let made_up = || {
-                (
-                    (self.body.to_string().len() / BYTES_PER_TOKEN) as u64,
-                    (self.bytes / BYTES_PER_TOKEN + 1) as u64,
-                )
-            };
+            let made_up =
+                || ((self.body.to_string().len() / BYTES_PER_TOKEN) as u64, (self.bytes / BYTES_PER_TOKEN + 1) as u64);
             let (prompt_tokens, completion_tokens) = self.usage.unwrap_or_else(made_up);
             let usage = json!({ "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": prompt_tokens + completion_tokens });
             self.chunk(json!([]), Some(usage)).await?;
         }
         let line_end = if self.wire.wire.crlf { "\r\n" } else { "\n" };
-        self.wire
-            .push(format!("data: [DONE]{line_end}{line_end}").as_bytes())
-            .await?;
+        self.wire.push(format!("data: [DONE]{line_end}{line_end}").as_bytes()).await?;
         (self.shared.log)(&format!("answered with {}", self.told.join(", ")));
         self.wire.finish().await
     }
@@ -520,13 +447,7 @@ impl Answer<'_> {
 
 /// The offered tool that `wanted` means; see [`Call::tool`].
 fn offered(body: &Value, wanted: &str) -> Option<String> {
-    let names = || {
-        body["tools"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|tool| tool["function"]["name"].as_str())
-    };
+    let names = || body["tools"].as_array().into_iter().flatten().filter_map(|tool| tool["function"]["name"].as_str());
     let in_order = |name: &str| {
         let mut rest = name;
         wanted.split('/').all(|word| match rest.find(word) {
@@ -537,10 +458,7 @@ fn offered(body: &Value, wanted: &str) -> Option<String> {
             None => false,
         })
     };
-    names()
-        .find(|name| *name == wanted)
-        .or_else(|| names().find(|name| in_order(name)))
-        .map(str::to_owned)
+    names().find(|name| *name == wanted).or_else(|| names().find(|name| in_order(name))).map(str::to_owned)
 }
 
 /// Cuts a text into pieces between characters.
@@ -573,8 +491,7 @@ impl Writer<'_> {
         if self.wire.close_delimited {
             self.pending.extend_from_slice(payload);
         } else {
-            self.pending
-                .extend_from_slice(format!("{:x}\r\n", payload.len()).as_bytes());
+            self.pending.extend_from_slice(format!("{:x}\r\n", payload.len()).as_bytes());
             self.pending.extend_from_slice(payload);
             self.pending.extend_from_slice(b"\r\n");
         }
@@ -585,11 +502,7 @@ impl Writer<'_> {
     fn open(&mut self) {
         if !self.head_sent {
             self.head_sent = true;
-            let framing = if self.wire.close_delimited {
-                "connection: close"
-            } else {
-                "transfer-encoding: chunked"
-            };
+            let framing = if self.wire.close_delimited { "connection: close" } else { "transfer-encoding: chunked" };
             let head = format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n{framing}\r\n\r\n");
             self.pending.extend_from_slice(head.as_bytes());
         }
@@ -611,11 +524,7 @@ impl Writer<'_> {
     async fn write(&mut self, all: bool) -> io::Result<()> {
         while !self.pending.is_empty() {
             let sizes = &self.wire.write_bytes;
-            let size = if sizes.is_empty() {
-                self.pending.len()
-            } else {
-                sizes[self.place % sizes.len()].max(1)
-            };
+            let size = if sizes.is_empty() { self.pending.len() } else { sizes[self.place % sizes.len()].max(1) };
             if size > self.pending.len() && !all {
                 break;
             }
@@ -646,10 +555,8 @@ impl Writer<'_> {
 }
 
 async fn write_status(stream: &mut TcpStream, code: u16, headers: &[(&str, &str)], body: &str) -> io::Result<bool> {
-    let mut head = format!(
-        "HTTP/1.1 {code} Scripted\r\ncontent-type: application/json\r\ncontent-length: {}\r\n",
-        body.len()
-    );
+    let mut head =
+        format!("HTTP/1.1 {code} Scripted\r\ncontent-type: application/json\r\ncontent-length: {}\r\n", body.len());
     for (name, value) in headers {
         let _ = write!(head, "{name}: {value}\r\n"); // writing to a String cannot fail
     }

@@ -9,15 +9,8 @@ use base64::Engine as _;
 use serde_json::{Map, Value};
 
 /// Members that every provider takes.
-const PORTABLE: [&str; 7] = [
-    "model",
-    "messages",
-    "stream",
-    "stream_options",
-    "tools",
-    "tool_choice",
-    "response_format",
-];
+const PORTABLE: [&str; 7] =
+    ["model", "messages", "stream", "stream_options", "tools", "tool_choice", "response_format"];
 /// Longest function name anywhere.
 const NAME_CHARS_MAX: usize = 64;
 /// Longest tool call id that no provider refuses.
@@ -48,17 +41,9 @@ const PRIVATE_HEADERS: [&str; 8] = [
 /// The complaints about the request's headers, given as lower-case name and value.
 pub fn headers(headers: &[(String, String)]) -> Vec<String> {
     let mut complaints = Vec::new();
-    let get = |name: &str| {
-        headers
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
-    };
+    let get = |name: &str| headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
     if !get("content-type").is_some_and(|value| value.starts_with("application/json")) {
-        complaints.push(format!(
-            "content-type is {:?}, not application/json",
-            get("content-type")
-        ));
+        complaints.push(format!("content-type is {:?}, not application/json", get("content-type")));
     }
     if !get("accept").is_some_and(|value| value.contains("text/event-stream")) {
         complaints.push(format!("accept is {:?}, not text/event-stream", get("accept")));
@@ -148,10 +133,7 @@ fn tools<'a>(members: &'a Map<String, Value>, complaints: &mut Vec<String>) -> H
             complaints.push(format!("two tools have the name `{name}`"));
         }
         if !has_only(function, &["name", "description", "parameters"]) {
-            complaints.push(format!(
-                "the function `{name}` has unknown members: {:?}",
-                keys(function)
-            ));
+            complaints.push(format!("the function `{name}` has unknown members: {:?}", keys(function)));
         }
         if !function["description"].is_string() && !function["description"].is_null() {
             complaints.push(format!("the description of `{name}` is no text"));
@@ -226,9 +208,8 @@ fn messages(list: &[Value], complaints: &mut Vec<String>) {
                 let id = message["tool_call_id"].as_str().unwrap_or_default();
                 match open.iter().position(|open| *open == id) {
                     Some(place) => _ = open.remove(place),
-                    None => complaints.push(format!(
-                        "messages[{index}] is the result of `{id}`, which was not called just before"
-                    )),
+                    None => complaints
+                        .push(format!("messages[{index}] is the result of `{id}`, which was not called just before")),
                 }
                 if !content.is_string() {
                     complaints.push(format!("messages[{index}] is a tool result that is no text: {content}"));
@@ -237,10 +218,7 @@ fn messages(list: &[Value], complaints: &mut Vec<String>) {
             other => complaints.push(format!("messages[{index}] has the role `{other}`")),
         }
         if !has_only(message, &fields) {
-            complaints.push(format!(
-                "messages[{index}] ({role}) has unknown members: {:?}",
-                keys(message)
-            ));
+            complaints.push(format!("messages[{index}] ({role}) has unknown members: {:?}", keys(message)));
         }
     }
     if !open.is_empty() {
@@ -270,9 +248,7 @@ fn call<'a>(index: usize, call: &'a Value, complaints: &mut Vec<String>) -> Opti
             function["arguments"]
         ));
     }
-    let id = call["id"]
-        .as_str()
-        .filter(|id| !id.is_empty() && id.len() <= CALL_ID_CHARS_MAX && id.is_ascii());
+    let id = call["id"].as_str().filter(|id| !id.is_empty() && id.len() <= CALL_ID_CHARS_MAX && id.is_ascii());
     if id.is_none() {
         complaints.push(format!("messages[{index}] has the call id {}", call["id"]));
     }
@@ -314,15 +290,11 @@ fn is_image_part(part: &Value) -> bool {
     let url = image["url"].as_str().unwrap_or_default();
     let readable = match url.strip_prefix("data:image/") {
         Some(rest) => rest.split_once(";base64,").is_some_and(|(_, data)| {
-            base64::engine::general_purpose::STANDARD
-                .decode(data)
-                .is_ok_and(|bytes| !bytes.is_empty())
+            base64::engine::general_purpose::STANDARD.decode(data).is_ok_and(|bytes| !bytes.is_empty())
         }),
         None => url.starts_with("https://") || url.starts_with("http://"),
     };
-    let detail = image
-        .get("detail")
-        .is_none_or(|detail| ["auto", "low", "high"].iter().any(|known| detail == known));
+    let detail = image.get("detail").is_none_or(|detail| ["auto", "low", "high"].iter().any(|known| detail == known));
     part["type"] == "image_url"
         && readable
         && detail
@@ -332,22 +304,15 @@ fn is_image_part(part: &Value) -> bool {
 
 fn is_name(name: &str) -> bool {
     (1..=NAME_CHARS_MAX).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
 fn has_only(value: &Value, known: &[&str]) -> bool {
-    value
-        .as_object()
-        .is_some_and(|members| members.keys().all(|key| known.contains(&key.as_str())))
+    value.as_object().is_some_and(|members| members.keys().all(|key| known.contains(&key.as_str())))
 }
 
 fn keys(value: &Value) -> Vec<&String> {
-    value
-        .as_object()
-        .map(|members| members.keys().collect())
-        .unwrap_or_default()
+    value.as_object().map(|members| members.keys().collect()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -394,83 +359,41 @@ mod tests {
             (|b| b["tools"] = json!([]), "left out when there are none"),
             (|b| b["tool_choice"] = json!("required"), "only \"auto\""),
             (|b| b["tools"][0]["function"]["name"] = json!("a.b"), "name `a.b`"),
-            (
-                |b| b["tools"][0]["function"]["name"] = json!("x".repeat(65)),
-                "name `xxx",
-            ),
-            (
-                |b| b["tools"][0]["function"]["strict"] = json!(false),
-                "unknown members",
-            ),
-            (
-                |b| b["tools"][0]["function"]["parameters"] = json!({}),
-                "no object schema",
-            ),
-            (
-                |b| b["tools"][0]["function"]["parameters"]["properties"]["p"]["type"] = json!("text"),
-                "no JSON schema",
-            ),
+            (|b| b["tools"][0]["function"]["name"] = json!("x".repeat(65)), "name `xxx"),
+            (|b| b["tools"][0]["function"]["strict"] = json!(false), "unknown members"),
+            (|b| b["tools"][0]["function"]["parameters"] = json!({}), "no object schema"),
+            (|b| b["tools"][0]["function"]["parameters"]["properties"]["p"]["type"] = json!("text"), "no JSON schema"),
             (
                 |b| b["tools"][0]["function"]["parameters"]["properties"]["p"]["encrypted"] = json!(true),
                 "\"encrypted\":true",
             ),
             (|b| b["tools"] = json!([b["tools"][0], b["tools"][0]]), "two tools"),
             (|b| b["messages"][0]["role"] = json!("developer"), "role `developer`"),
-            (
-                |b| b["messages"][1] = json!({ "role": "system", "content": "t" }),
-                "not the first",
-            ),
-            (
-                |b| b["messages"][1]["content"] = json!(""),
-                "messages[1] has the content",
-            ),
+            (|b| b["messages"][1] = json!({ "role": "system", "content": "t" }), "not the first"),
+            (|b| b["messages"][1]["content"] = json!(""), "messages[1] has the content"),
             (
                 |b| b["messages"][1]["content"][1]["image_url"]["url"] = json!("data:image/png;base64,?"),
                 "messages[1] has the content",
             ),
             (|b| b["messages"][1]["id"] = json!("msg_1"), "unknown members"),
-            (
-                |b| b["messages"][2]["tool_calls"][1]["id"] = json!("a"),
-                "call id `a` again",
-            ),
-            (
-                |b| b["messages"][2]["tool_calls"][0]["function"]["arguments"] = json!("{"),
-                "no JSON object",
-            ),
-            (
-                |b| b["messages"][2]["tool_calls"][0]["function"]["arguments"] = json!({}),
-                "no JSON object",
-            ),
+            (|b| b["messages"][2]["tool_calls"][1]["id"] = json!("a"), "call id `a` again"),
+            (|b| b["messages"][2]["tool_calls"][0]["function"]["arguments"] = json!("{"), "no JSON object"),
+            (|b| b["messages"][2]["tool_calls"][0]["function"]["arguments"] = json!({}), "no JSON object"),
             (
                 |b| b["messages"][3] = json!({ "role": "user", "content": "u" }),
                 "stands before the results of [\"a\", \"b\"]",
             ),
-            (
-                |b| b["messages"][3]["tool_call_id"] = json!("c"),
-                "not called just before",
-            ),
+            (|b| b["messages"][3]["tool_call_id"] = json!("c"), "not called just before"),
             (|b| b["messages"][3]["content"] = json!([]), "no text"),
-            (
-                |b| _ = b["messages"].as_array_mut().unwrap().pop(),
-                "[\"a\"] have no results",
-            ),
-            (
-                |b| b["messages"].as_array_mut().unwrap().truncate(1),
-                "nothing to answer",
-            ),
-            (
-                |b| b["response_format"] = json!({ "type": "json_schema" }),
-                "`response_format`",
-            ),
+            (|b| _ = b["messages"].as_array_mut().unwrap().pop(), "[\"a\"] have no results"),
+            (|b| b["messages"].as_array_mut().unwrap().truncate(1), "nothing to answer"),
+            (|b| b["response_format"] = json!({ "type": "json_schema" }), "`response_format`"),
         ];
         for (spoil, complaint) in rows {
             let mut request = good();
             spoil(&mut request);
             let complaints = body(&request, &[]);
-            assert!(
-                complaints.iter().any(|text| text.contains(complaint)),
-                "{complaint}: {complaints:?}"
-            );
+            assert!(complaints.iter().any(|text| text.contains(complaint)), "{complaint}: {complaints:?}");
         }
     }
 
@@ -485,9 +408,6 @@ mod tests {
         assert!(headers(&good).is_empty());
         assert_eq!(headers(&[]).len(), 3);
         let leak = [&good[..], &[header("x-codex-turn-metadata", "{}")]].concat();
-        assert_eq!(
-            headers(&leak),
-            ["the header `x-codex-turn-metadata` must not leave the machine"]
-        );
+        assert_eq!(headers(&leak), ["the header `x-codex-turn-metadata` must not leave the machine"]);
     }
 }

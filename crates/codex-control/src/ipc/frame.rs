@@ -46,9 +46,7 @@ pub struct Codec<In, Out> {
 impl<In, Out> Default for Codec<In, Out> {
     fn default() -> Self {
         Self {
-            lengths: LengthDelimitedCodec::builder()
-                .max_frame_length(FRAME_BYTES_MAX)
-                .new_codec(),
+            lengths: LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES_MAX).new_codec(),
             types: PhantomData,
         }
     }
@@ -67,11 +65,7 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
 /// Reads the payload of one frame.
 pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, FrameError> {
     let (message, read) = bincode::serde::decode_from_slice(payload, CONFIG)?;
-    if read == payload.len() {
-        Ok(message)
-    } else {
-        Err(FrameError::Trailing(payload.len() - read))
-    }
+    if read == payload.len() { Ok(message) } else { Err(FrameError::Trailing(payload.len() - read)) }
 }
 
 impl<In: DeserializeOwned, Out> Decoder for Codec<In, Out> {
@@ -103,18 +97,10 @@ mod tests {
 
     #[test]
     fn the_encoding_is_held_fast() {
-        assert_eq!(
-            encode(&ToWorker::Drain { deadline_ms: 5000 }).unwrap(),
-            [1, 251, 136, 19]
-        );
-        let ready = FromWorker::Ready {
-            address: "127.0.0.1:41017".parse().unwrap(),
-        };
+        assert_eq!(encode(&ToWorker::Drain { deadline_ms: 5000 }).unwrap(), [1, 251, 136, 19]);
+        let ready = FromWorker::Ready { address: "127.0.0.1:41017".parse().unwrap() };
         assert_eq!(encode(&ready).unwrap(), [1, 0, 127, 0, 0, 1, 251, 57, 160]);
-        assert_eq!(
-            decode::<FromWorker>(&[1, 0, 127, 0, 0, 1, 251, 57, 160]).unwrap(),
-            ready
-        );
+        assert_eq!(decode::<FromWorker>(&[1, 0, 127, 0, 0, 1, 251, 57, 160]).unwrap(), ready);
     }
 
     #[test]
@@ -129,6 +115,7 @@ mod tests {
             credential_file: "/c".into(),
             seal_key_file: "/s".into(),
             models_cache_file: "/m".into(),
+            learned_file: "/l".into(),
             config_folder: "/f".into(),
         }));
         let mut buffer = BytesMut::new();
@@ -140,10 +127,7 @@ mod tests {
     #[test]
     fn an_oversized_length_is_refused_before_it_is_allocated() {
         let mut buffer = BytesMut::from(&[0xff, 0xff, 0xff, 0xff, 0][..]);
-        assert!(matches!(
-            WorkerCodec::default().decode(&mut buffer),
-            Err(FrameError::Io(_))
-        ));
+        assert!(matches!(WorkerCodec::default().decode(&mut buffer), Err(FrameError::Io(_))));
         assert!(matches!(decode::<ToWorker>(&[1, 0, 0]), Err(FrameError::Trailing(1))));
     }
 

@@ -58,9 +58,7 @@ pub enum EditError {
 impl Hinted for EditError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Broken(error) => error
-                .hint()
-                .or_else(|| Some("mend that line, then try again".to_owned())),
+            Self::Broken(error) => error.hint().or_else(|| Some("mend that line, then try again".to_owned())),
             Self::WouldBreak { hint, .. } => hint.clone(),
             Self::Unknown { id, known } => {
                 let known: Vec<&str> = known.iter().map(String::as_str).collect();
@@ -70,9 +68,9 @@ impl Hinted for EditError {
                     None => format!("known endpoints: {}", super::list(&known)),
                 })
             }
-            Self::Exists(id) => Some(format!(
-                "change it with `codexctl endpoint set {id} KEY VALUE`, or choose another id"
-            )),
+            Self::Exists(id) => {
+                Some(format!("change it with `codexctl endpoint set {id} KEY VALUE`, or choose another id"))
+            }
         }
     }
 }
@@ -84,21 +82,17 @@ impl Hinted for EditError {
 /// a file that does not load.
 pub fn apply(path: &Path, text: &str, edit: &Edit) -> Result<String, EditError> {
     let settings = Settings::parse(path, text.as_bytes()).map_err(EditError::Broken)?;
-    let mut document: DocumentMut = text
-        .parse()
-        .map_err(|error: toml_edit::TomlError| EditError::WouldBreak {
-            message: error.message().to_owned(),
-            hint: None,
-        })?;
+    let mut document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| EditError::WouldBreak {
+        message: error.message().to_owned(),
+        hint: None,
+    })?;
     match edit {
         Edit::Add(endpoint) => {
             if settings.endpoint(&endpoint.id).is_some() {
                 return Err(EditError::Exists(endpoint.id.clone()));
             }
-            let rendered = toml_edit::ser::to_document(endpoint.as_ref()).map_err(|error| EditError::WouldBreak {
-                message: error.to_string(),
-                hint: None,
-            })?;
+            let rendered = toml_edit::ser::to_document(endpoint.as_ref())
+                .map_err(|error| EditError::WouldBreak { message: error.to_string(), hint: None })?;
             let mut table = rendered.into_table();
             for (_, item) in table.iter_mut() {
                 inline(item);
@@ -139,29 +133,19 @@ pub fn apply(path: &Path, text: &str, edit: &Edit) -> Result<String, EditError> 
 }
 
 fn index_of(settings: &Settings, id: &EndpointId) -> Result<usize, EditError> {
-    settings
-        .endpoint
-        .iter()
-        .position(|endpoint| endpoint.id == *id)
-        .ok_or_else(|| EditError::Unknown {
-            id: id.clone(),
-            known: settings
-                .endpoint
-                .iter()
-                .map(|endpoint| endpoint.id.to_string())
-                .collect(),
-        })
+    settings.endpoint.iter().position(|endpoint| endpoint.id == *id).ok_or_else(|| EditError::Unknown {
+        id: id.clone(),
+        known: settings.endpoint.iter().map(|endpoint| endpoint.id.to_string()).collect(),
+    })
 }
 
 fn endpoints(document: &mut DocumentMut) -> Result<&mut ArrayOfTables, EditError> {
-    document
-        .entry("endpoint")
-        .or_insert(Item::ArrayOfTables(ArrayOfTables::new()))
-        .as_array_of_tables_mut()
-        .ok_or_else(|| EditError::WouldBreak {
+    document.entry("endpoint").or_insert(Item::ArrayOfTables(ArrayOfTables::new())).as_array_of_tables_mut().ok_or_else(
+        || EditError::WouldBreak {
             message: "`endpoint` is written as an inline array".to_owned(),
             hint: Some("write each endpoint as a `[[endpoint]]` section".to_owned()),
-        })
+        },
+    )
 }
 
 fn endpoint_table<'a>(
@@ -170,10 +154,7 @@ fn endpoint_table<'a>(
     id: &EndpointId,
 ) -> Result<&'a mut Table, EditError> {
     let index = index_of(settings, id)?;
-    endpoints(document)?.get_mut(index).ok_or_else(|| EditError::Unknown {
-        id: id.clone(),
-        known: Vec::new(),
-    })
+    endpoints(document)?.get_mut(index).ok_or_else(|| EditError::Unknown { id: id.clone(), known: Vec::new() })
 }
 
 /// Writes `value` (TOML, or a bare word taken as a string) at the dotted `key`; `None` removes it.
@@ -183,10 +164,7 @@ fn set(table: &mut Table, key: &str, value: Option<&str>) -> Result<(), EditErro
         None => (Vec::new(), key),
     };
     if last.is_empty() || parents.contains(&"") {
-        return Err(EditError::WouldBreak {
-            message: format!("`{key}` is not a key"),
-            hint: None,
-        });
+        return Err(EditError::WouldBreak { message: format!("`{key}` is not a key"), hint: None });
     }
     let mut place: &mut dyn toml_edit::TableLike = table;
     for parent in parents {
@@ -239,11 +217,7 @@ mod tests {
     }
 
     fn set_edit(endpoint: &str, key: &str, value: Option<&str>) -> Edit {
-        Edit::Set {
-            id: id(endpoint),
-            key: key.to_owned(),
-            value: value.map(str::to_owned),
-        }
+        Edit::Set { id: id(endpoint), key: key.to_owned(), value: value.map(str::to_owned) }
     }
 
     #[test]
@@ -251,10 +225,7 @@ mod tests {
         let changed = edited(FILE, &set_edit("b", "base_url", Some("http://127.0.0.1:2/v1"))).unwrap();
         assert_eq!(changed, FILE.replace("127.0.0.1:1", "127.0.0.1:2"));
         let changed = edited(FILE, &set_edit("a", "auth.env", Some("ZAI_API_KEY"))).unwrap();
-        assert_eq!(
-            changed,
-            FILE.replace("\"zai-coding\"\n", "\"zai-coding\"\nauth = { env = \"ZAI_API_KEY\" }\n")
-        );
+        assert_eq!(changed, FILE.replace("\"zai-coding\"\n", "\"zai-coding\"\nauth = { env = \"ZAI_API_KEY\" }\n"));
         assert_eq!(edited(&changed, &set_edit("a", "auth", None)).unwrap(), FILE);
         let changed = edited(FILE, &set_edit("a", "enabled", Some("false"))).unwrap();
         assert!(changed.contains("enabled = false\n"));
@@ -268,17 +239,9 @@ mod tests {
         .unwrap();
         let added = edited(FILE, &Edit::Add(Box::new(new.clone()))).unwrap();
         assert!(added.starts_with(FILE), "{added}");
-        assert_eq!(
-            Settings::parse(Path::new("s"), added.as_bytes())
-                .unwrap()
-                .endpoint(&id("c")),
-            Some(&new)
-        );
+        assert_eq!(Settings::parse(Path::new("s"), added.as_bytes()).unwrap().endpoint(&id("c")), Some(&new));
         assert_eq!(edited(&added, &Edit::Remove(id("c"))).unwrap(), FILE);
-        assert!(matches!(
-            edited(&added, &Edit::Add(Box::new(new.clone()))),
-            Err(EditError::Exists(_))
-        ));
+        assert!(matches!(edited(&added, &Edit::Add(Box::new(new.clone()))), Err(EditError::Exists(_))));
         let first = edited("", &Edit::Add(Box::new(new))).unwrap();
         assert!(first.starts_with("[[endpoint]]\nid = \"c\"\n"), "{first}");
         let without_default = edited(FILE, &Edit::Remove(id("b"))).unwrap();
@@ -291,22 +254,14 @@ mod tests {
         assert!(changed.contains("default_endpoint = \"a\""), "{changed}");
         let unset = FILE.replace("default_endpoint = \"b\" # the good one\n", "");
         let changed = edited(&unset, &Edit::Default(id("a"))).unwrap();
-        assert!(
-            Settings::parse(Path::new("s"), changed.as_bytes())
-                .unwrap()
-                .default_endpoint
-                == Some(id("a"))
-        );
+        assert!(Settings::parse(Path::new("s"), changed.as_bytes()).unwrap().default_endpoint == Some(id("a")));
     }
 
     #[test]
     fn a_change_that_would_not_load_is_refused() {
         let error = edited(FILE, &set_edit("a", "base_ulr", Some("x"))).unwrap_err();
         assert_eq!(error.hint().as_deref(), Some("did you mean `base_url`?"));
-        assert!(matches!(
-            edited(FILE, &set_edit("a", "port", Some("0"))),
-            Err(EditError::WouldBreak { .. })
-        ));
+        assert!(matches!(edited(FILE, &set_edit("a", "port", Some("0"))), Err(EditError::WouldBreak { .. })));
         let error = edited(FILE, &set_edit("zz", "port", Some("1"))).unwrap_err();
         assert_eq!(error.hint().as_deref(), Some("known endpoints: `a`, `b`"));
         let error = edited("x = \n", &Edit::Default(id("a"))).unwrap_err();

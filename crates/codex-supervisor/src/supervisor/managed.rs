@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use codex_control::EndpointId;
 use codex_control::endpoint::Endpoint;
-use codex_control::ipc::{self, Assignment, Counters, FromWorker, Hello, Problem, RequestOutcome, RequestReport, ToWorker};
+use codex_control::ipc::{
+    self, Assignment, Counters, FromWorker, Hello, Problem, RequestOutcome, RequestReport, ToWorker,
+};
 use codex_control::process::Process;
 use codex_control::report;
 use codex_control::rpc::{EndpointDetail, EndpointState, EndpointStatus};
@@ -39,6 +41,8 @@ use crate::worker::{self, Launch};
 const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 /// Tries at a taken port after which its holder is looked up again; each look walks through all of `/proc`.
 const HOLDER_LOOKUP_TRIES: u32 = 20;
+/// Time from its start a worker has to look at its key and say if there is a problem, before it counts as working.
+const PROBLEM_WITHIN: Duration = Duration::from_secs(2);
 /// While somebody waits for an endpoint's health, a failed probe is repeated after this.
 const PROBE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -78,6 +82,8 @@ struct Worker {
     fingerprint: String,
     connection: Option<Connection>,
     problem: Option<Problem>,
+    /// Whether it has said if there is a problem.
+    has_settled: bool,
     memory_bytes: Option<u64>,
     killed: Option<KillReason>,
 }
@@ -141,6 +147,7 @@ impl Managed {
                 fingerprint: entry.fingerprint.clone(),
                 connection: None,
                 problem: None,
+                has_settled: false,
                 memory_bytes: None,
                 killed: None,
             },
@@ -203,7 +210,10 @@ impl Managed {
 
     /// When to drive it again, if nothing happens before.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        [self.lifecycle.deadline(), self.port_trouble.as_ref().map(|trouble| trouble.retry_at)].into_iter().flatten().min()
+        [self.lifecycle.deadline(), self.port_trouble.as_ref().map(|trouble| trouble.retry_at)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// We ourselves were stopped for `late`.
@@ -289,7 +299,7 @@ impl Managed {
             Err(error) => {
                 let tries = self.port_trouble.as_ref().map_or(0, |trouble| trouble.tries);
                 let problem = match &self.port_trouble {
-                    Some(trouble) if tries % HOLDER_LOOKUP_TRIES != 0 => trouble.problem.clone(),
+                    Some(trouble) if !tries.is_multiple_of(HOLDER_LOOKUP_TRIES) => trouble.problem.clone(),
                     _ => self.describe_port(&error, port),
                 };
                 if tries == 0 {
@@ -309,10 +319,13 @@ impl Managed {
         match error {
             BindError::Taken(number) => {
                 let (holder, remedy) = match ports::holder(*number) {
-                    Some(holder) => {
-                        (format!("is held by pid {} (`{}`)", holder.pid, holder.program), "stop that process".to_owned())
+                    Some(holder) => (
+                        format!("is held by pid {} (`{}`)", holder.pid, holder.program),
+                        "stop that process".to_owned(),
+                    ),
+                    None => {
+                        ("is held by another process".to_owned(), format!("find it with `ss -ltnp sport = :{number}`"))
                     }
-                    None => ("is held by another process".to_owned(), format!("find it with `ss -ltnp sport = :{number}`")),
                 };
                 Problem {
                     message: format!("endpoint `{id}` cannot start: port {number} {holder}"),
@@ -342,7 +355,12 @@ impl Managed {
                 let worker_pid = self.workers.get(&generation).map(|worker| worker.process.identity().pid);
                 warn!(endpoint = %self.id, generation, worker_pid, because = because.text(), "killing a worker");
                 let message = format!("the worker of `{}` was killed: {}", self.id, because.text());
-                services.announcer.tell("worker.killed", Some(&self.id), message, json!({ "generation": generation, "pid": worker_pid }));
+                services.announcer.tell(
+                    "worker.killed",
+                    Some(&self.id),
+                    message,
+                    json!({ "generation": generation, "pid": worker_pid }),
+                );
                 if let Some(worker) = self.workers.get_mut(&generation) {
                     worker.killed = Some(because);
                 }
@@ -363,7 +381,8 @@ impl Managed {
     }
 
     fn spawn(&mut self, generation: u64, services: &mut Services, now: Instant) {
-        let (Some(listener), Some(address), Ok(endpoint)) = (&self.listener, self.address, &self.planned.resolved) else {
+        let (Some(listener), Some(address), Ok(endpoint)) = (&self.listener, self.address, &self.planned.resolved)
+        else {
             // `wanted` asks for a worker only when all three are there.
             return self.lifecycle.unspawned(generation, now + RETRY_INTERVAL);
         };
@@ -412,13 +431,19 @@ impl Managed {
                 endpoint: Some(endpoint.clone()),
                 connection: None,
                 problem: None,
+                has_settled: false,
                 memory_bytes: None,
                 killed: None,
             },
         );
         services.registry_is_outdated = true;
         let message = format!("a worker of `{}` was started", self.id);
-        services.announcer.tell("worker.started", Some(&self.id), message, json!({ "generation": generation, "pid": worker_pid }));
+        services.announcer.tell(
+            "worker.started",
+            Some(&self.id),
+            message,
+            json!({ "generation": generation, "pid": worker_pid }),
+        );
     }
 
     fn fingerprint_of(&self, endpoint: &Endpoint, services: &Services) -> String {
@@ -440,7 +465,9 @@ impl Managed {
     }
 
     fn signal(&self, generation: u64, signal: Signal) {
-        let Some(worker) = self.workers.get(&generation) else { return };
+        let Some(worker) = self.workers.get(&generation) else {
+            return;
+        };
         match worker.process.signal(signal) {
             Ok(true) => {}
             Ok(false) => debug!(endpoint = %self.id, generation, "a worker ended before it was signalled"),
@@ -480,26 +507,33 @@ impl Managed {
         let is_leaving = self.lifecycle.is_leaving(generation);
         let is_orphan = self.lifecycle.is_orphan(generation);
         self.lifecycle.heard(now, generation);
-        let Some(worker) = self.workers.get_mut(&generation) else { return };
+        let Some(worker) = self.workers.get_mut(&generation) else {
+            return;
+        };
         worker.connection = Some(Connection { number: connection, outbox: outbox.clone() });
+        let endpoint = worker.endpoint.clone().or_else(|| self.planned.resolved.clone().ok());
         if is_leaving {
-            self.drain(generation, self.lifecycle.time_left(now, generation));
-        } else if is_orphan {
-            self.adopt(&hello, listener, services, now);
-        } else if hello.serving.is_some() {
-            self.lifecycle.ready(now, generation); // it had been told what to serve before its connection broke
-        } else if let Some(endpoint) = &worker.endpoint {
+            return self.drain(generation, self.lifecycle.time_left(now, generation));
+        }
+        if let Some(endpoint) = endpoint {
+            // One that serves already goes on with what it has; to it this says that it is known.
             let assignment = Assignment {
-                endpoint: endpoint.clone(),
+                endpoint,
                 token_file: services.paths.token(&self.id),
                 credential_file: services.paths.credential(&self.id),
                 seal_key_file: services.paths.seal_key(),
                 models_cache_file: services.paths.models_cache(&self.id),
+                learned_file: services.paths.learned(&self.id),
                 config_folder: services.paths.config_folder().to_owned(),
             };
             if outbox.try_send(ToWorker::Assignment(Box::new(assignment))).is_err() {
                 warn!(endpoint = %self.id, worker_pid, "a worker went away before it was told what to serve");
             }
+        }
+        if is_orphan {
+            self.adopt(&hello, listener, services, now);
+        } else if hello.serving.is_some() {
+            self.lifecycle.ready(now, generation); // it had been told what to serve before its connection broke
         }
     }
 
@@ -523,7 +557,10 @@ impl Managed {
         let fits = match &self.planned.resolved {
             Ok(endpoint) => {
                 hello.build == services.own.build
-                    && self.workers.get(&generation).is_some_and(|worker| worker.fingerprint == self.fingerprint_of(endpoint, services))
+                    && self
+                        .workers
+                        .get(&generation)
+                        .is_some_and(|worker| worker.fingerprint == self.fingerprint_of(endpoint, services))
             }
             Err(_) => false,
         };
@@ -531,7 +568,12 @@ impl Managed {
         self.lifecycle.adopted(now, generation, fits);
         services.registry_is_outdated = true;
         let message = format!("the running worker of `{}` was taken over", self.id);
-        services.announcer.tell("worker.adopted", Some(&self.id), message, json!({ "generation": generation, "pid": worker_pid }));
+        services.announcer.tell(
+            "worker.adopted",
+            Some(&self.id),
+            message,
+            json!({ "generation": generation, "pid": worker_pid }),
+        );
     }
 
     /// A worker's connection has ended; it dials again by itself, or is missed by its heartbeats.
@@ -545,9 +587,18 @@ impl Managed {
     }
 
     /// A worker has said something.
-    pub(super) fn message(&mut self, generation: u64, connection: u64, message: FromWorker, services: &mut Services, now: Instant) {
+    pub(super) fn message(
+        &mut self,
+        generation: u64,
+        connection: u64,
+        message: FromWorker,
+        services: &mut Services,
+        now: Instant,
+    ) {
         let is_current = self.lifecycle.current() == Some(generation);
-        let Some(worker) = self.workers.get_mut(&generation) else { return };
+        let Some(worker) = self.workers.get_mut(&generation) else {
+            return;
+        };
         if worker.connection.as_ref().is_none_or(|current| current.number != connection) {
             return; // of a connection that was not accepted
         }
@@ -568,13 +619,9 @@ impl Managed {
             }
             FromWorker::Finished(report) => finished(&self.id, &report, services),
             FromWorker::Problem(problem) => {
-                if worker.problem != problem {
-                    match &problem {
-                        Some(problem) => warn!(endpoint = %self.id, problem = problem.message, "the endpoint cannot work as it is set up"),
-                        None => info!(endpoint = %self.id, "the endpoint can work again"),
-                    }
-                    worker.problem = problem;
-                }
+                worker.problem = problem;
+                worker.has_settled = true;
+                self.lifecycle.probe_soon(now); // whoever waits for it need not wait for the next round
             }
             FromWorker::Drained => debug!(endpoint = %self.id, generation, "a worker has ended its answers"),
             FromWorker::Hello(_) => warn!(endpoint = %self.id, generation, "a worker says Hello twice"),
@@ -583,7 +630,9 @@ impl Managed {
 
     /// A worker's process has ended.
     pub(super) fn ended(&mut self, generation: u64, exit: String, services: &mut Services, now: Instant) {
-        let Some(worker) = self.workers.remove(&generation) else { return };
+        let Some(worker) = self.workers.remove(&generation) else {
+            return;
+        };
         services.registry_is_outdated = true;
         let worker_pid = worker.process.identity().pid;
         let unexpected = self.lifecycle.ended(now, generation);
@@ -604,9 +653,15 @@ impl Managed {
         }
     }
 
-    /// A probe has an answer. Says whether it is a good one about the worker that serves. `is_awaited`: somebody waits
-    /// for a good one.
-    pub(super) fn probed(&mut self, generation: u64, result: &Result<(), ProbeError>, is_awaited: bool, now: Instant) -> bool {
+    /// A probe has an answer. Says whether the endpoint is known to work: a good answer of the worker that serves, and
+    /// that worker has had its time to find a problem. `is_awaited`: somebody waits for that.
+    pub(super) fn probed(
+        &mut self,
+        generation: u64,
+        result: &Result<(), ProbeError>,
+        is_awaited: bool,
+        now: Instant,
+    ) -> bool {
         let is_serving = self.lifecycle.serving() == Some(generation);
         let replaces = self.lifecycle.probed(now, generation, result.is_ok());
         match result {
@@ -619,17 +674,23 @@ impl Managed {
             }
             _ => {}
         }
-        if is_awaited && result.is_err() {
+        let has_settled = self
+            .workers
+            .get(&generation)
+            .is_some_and(|worker| worker.has_settled || now.duration_since(worker.started_at) >= PROBLEM_WITHIN);
+        let works = is_serving && has_settled && result.is_ok();
+        if is_awaited && !works {
             self.lifecycle.probe_soon(now + PROBE_PAUSE);
         }
-        is_serving && result.is_ok()
+        works
     }
 
     fn settle_stand_in(&mut self, services: &Services) {
         let sentence = match (self.state(services), self.lifecycle.current()) {
-            ((EndpointState::Stopped, _), None) => {
-                Some(format!("codex-supervisor: the endpoint `{0}` is stopped; start it with `codexctl start {0}`", self.id))
-            }
+            ((EndpointState::Stopped, _), None) => Some(format!(
+                "codex-supervisor: the endpoint `{0}` is stopped; start it with `codexctl start {0}`",
+                self.id
+            )),
             ((EndpointState::Broken, Some(problem)), None) => Some(match problem.hint {
                 Some(hint) => format!("codex-supervisor: {}; {hint}", problem.message),
                 None => format!("codex-supervisor: {}", problem.message),
@@ -705,6 +766,7 @@ impl Managed {
         let detail = json!({ "state": name, "previous": previous, "problem": problem });
         services.announcer.tell("endpoint.state", Some(&self.id), message, detail);
         self.announced = Some((state, problem));
+        services.status_is_outdated = true;
     }
 
     /// For `daemon.status` and the like.
@@ -715,7 +777,10 @@ impl Managed {
         let (state, problem) = self.state(services);
         EndpointStatus {
             id: self.id.clone(),
-            name: resolved.map(|endpoint| endpoint.name.clone()).or(settings.name.clone()).unwrap_or_else(|| self.id.to_string()),
+            name: resolved
+                .map(|endpoint| endpoint.name.clone())
+                .or(settings.name.clone())
+                .unwrap_or_else(|| self.id.to_string()),
             provider: settings.preset.clone().unwrap_or_else(|| "custom".to_owned()),
             protocol: resolved.map(|endpoint| endpoint.protocol).or(settings.protocol),
             base_url: resolved.map(|endpoint| endpoint.base_url.clone()).or(settings.base_url.clone()),
@@ -785,7 +850,8 @@ fn check_program(program: &Path) -> Result<(), Problem> {
 
 /// The descriptor as a listener with its address, if it is a TCP socket that listens.
 fn listening(descriptor: OwnedFd) -> Option<(TcpListener, SocketAddr)> {
-    let is_tcp = sockopt::socket_domain(&descriptor).ok()? == AddressFamily::INET && sockopt::socket_acceptconn(&descriptor).ok()?;
+    let is_tcp = sockopt::socket_domain(&descriptor).ok()? == AddressFamily::INET
+        && sockopt::socket_acceptconn(&descriptor).ok()?;
     let listener = is_tcp.then(|| TcpListener::from(descriptor))?;
     let address = listener.local_addr().ok()?;
     Some((listener, address))

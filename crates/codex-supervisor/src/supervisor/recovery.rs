@@ -23,11 +23,14 @@ impl Supervisor {
                 None => self.services.store.forget(&id),
             }
         }
-        let entries = Registry::load(&self.services.paths.registry()).map_or_else(Vec::new, |registry| registry.workers);
+        let entries =
+            Registry::load(&self.services.paths.registry()).map_or_else(Vec::new, |registry| registry.workers);
         for entry in entries {
             match Process::open_identity(&entry.identity) {
                 Ok(process) => self.recover_worker(&entry, process, now),
-                Err(error) => debug!(endpoint = %entry.endpoint, worker_pid = entry.identity.pid, %error, "a registered worker has ended"),
+                Err(error) => {
+                    debug!(endpoint = %entry.endpoint, worker_pid = entry.identity.pid, %error, "a registered worker has ended");
+                }
             }
         }
     }

@@ -46,6 +46,8 @@ pub(super) struct Services {
     pub(super) default_endpoint: Option<EndpointId>,
     /// Whether we are ending.
     pub(super) is_stopping: bool,
+    /// Whether an endpoint's state is another than the service manager was told.
+    pub(super) status_is_outdated: bool,
     /// Whether the registry's file says something else than is true.
     pub(super) registry_is_outdated: bool,
 }

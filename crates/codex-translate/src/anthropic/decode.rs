@@ -37,9 +37,9 @@ use crate::{Decode, DecodeError, Failure, FailureClass, Frame};
 use event::{Event, decoded};
 use usage::Counts;
 
-/// Most bytes kept of one answer: arguments, and thinking until it is sealed.
+/// Most bytes of thinking and of tool input in one answer, which are kept until their block is closed.
 ///
-/// Thirty times the longest output of any model. What is passed on as it comes does not count here.
+/// Thirty times the longest output of any model. Text is passed on as it comes, and does not count here.
 pub const HELD_BYTES_MAX: usize = 16 << 20;
 
 /// Most blocks of one answer. A long turn with searches has some dozens; a stream that opens more is broken, or hostile.
@@ -84,7 +84,10 @@ struct Open {
 #[derive(Debug)]
 enum Block {
     Text,
-    Thinking { text: String, signature: String },
+    Thinking {
+        text: String,
+        signature: String,
+    },
     /// The how-manieth call of the answer.
     Call(usize),
     /// A search by the server, and what it was given.
@@ -97,9 +100,11 @@ enum Block {
 #[derive(Debug)]
 struct HeldCall {
     id: Option<String>,
+    /// Without decorations. Nobody could run a call without a name, so an empty one is left out.
     name: String,
     input: Input,
-    is_open: bool,
+    /// The arguments, once the block is closed.
+    arguments: Option<Result<String, Unusable>>,
     /// Another block began after this one, so it was not cut off.
     is_followed: bool,
 }
@@ -121,12 +126,6 @@ enum Ending {
     Filter,
 }
 
-/// A call that nobody can run.
-struct Broken {
-    name: String,
-    why: Unusable,
-}
-
 impl Decoder {
     /// A decoder for the answer to a request that offered `tools`.
     pub fn new(tools: ToolTable) -> Self {
@@ -137,7 +136,7 @@ impl Decoder {
     fn payload(&mut self, name: &str, payload: &str, out: &mut Vec<Delta>) -> Result<(), json::Error> {
         let event = Event::parse(payload)?;
         let kind = if event.kind.is_empty() { name } else { &*event.kind };
-        if kind == "error" || event.error.is_some() || !is_known(kind) && event.has_error_words {
+        if kind == "error" || name == "error" || event.error.is_some() || !is_known(kind) && event.has_error_words {
             let error = serde_json::from_str::<Value>(payload).unwrap_or_default();
             self.fail(Failure::from_error_value(&error), out);
             return Ok(());
@@ -169,7 +168,9 @@ impl Decoder {
             _ => self.message(&event, out),
         }
         if self.held_bytes > HELD_BYTES_MAX || self.n_blocks > BLOCKS_MAX {
-            let message = format!("the answer has more than {BLOCKS_MAX} blocks or holds more than {HELD_BYTES_MAX} bytes of them");
+            let message = format!(
+                "the answer has more than {BLOCKS_MAX} blocks or holds more than {HELD_BYTES_MAX} bytes of them"
+            );
             self.fail(Failure::new(FailureClass::Malformed, message), out);
         }
         Ok(())
@@ -228,9 +229,9 @@ impl Decoder {
                 self.held_bytes += input.start.as_ref().map_or(0, String::len);
                 self.calls.push(HeldCall {
                     id: Some(id).filter(|id| !id.is_empty()),
-                    name: member("name").into_owned(),
+                    name: tool_name(&member("name"), &self.tools),
                     input,
-                    is_open: true,
+                    arguments: None,
                     is_followed: false,
                 });
                 Block::Call(self.n_calls_given + self.calls.len() - 1)
@@ -272,7 +273,7 @@ impl Decoder {
             Block::Call(number) => {
                 self.open.remove(place);
                 if let Some(call) = number.checked_sub(self.n_calls_given).and_then(|place| self.calls.get_mut(place)) {
-                    call.is_open = false;
+                    call.arguments = Some(call.input.object());
                 }
             }
             Block::Search(_) | Block::Text | Block::Ignored => {
@@ -370,7 +371,8 @@ impl Decoder {
 
     fn search(&self, input: &Input, out: &mut Vec<Delta>) {
         let Ok(input) = input.object() else { return };
-        let query = json::parse(&input).ok().and_then(|input| input.get("query")).map(|query| decoded(query).into_owned());
+        let query =
+            json::parse(&input).ok().and_then(|input| input.get("query")).map(|query| decoded(query).into_owned());
         if let Some(query) = query.filter(|query| !query.trim().is_empty()) {
             out.push(Delta::WebSearch { query });
         }
@@ -378,13 +380,12 @@ impl Decoder {
 
     /// Gives out the calls before something that must come after them, as far as they are whole.
     fn give_whole_calls(&mut self, out: &mut Vec<Delta>) {
-        let is_whole = |call: &HeldCall| !call.is_open && call.input.object().is_ok();
+        let is_whole = |call: &HeldCall| matches!(call.arguments, Some(Ok(_)));
         let n_whole = self.calls.iter().position(|call| !is_whole(call)).unwrap_or(self.calls.len());
-        let whole: Vec<HeldCall> = self.calls.drain(..n_whole).collect();
         self.n_calls_given += n_whole;
-        for call in whole {
-            if let Ok(Some(call)) = call.settle(&self.tools) {
-                out.push(Delta::Call(call));
+        for call in self.calls.drain(..n_whole) {
+            if let Ok(call) = call.settle() {
+                out.extend(call.map(Delta::Call));
             }
         }
     }
@@ -417,17 +418,17 @@ impl Decoder {
             if ending == Ending::Length && !call.is_followed && call.input.is_bare() {
                 continue;
             }
-            match call.settle(&self.tools) {
+            match call.settle() {
                 Ok(call) => calls.extend(call),
                 Err(broken) => first_broken = first_broken.or(Some(broken)),
             }
         }
-        if let (Ending::Done | Ending::Paused, Some(broken)) = (ending, first_broken) {
-            let (class, problem) = match broken.why {
+        if let (Ending::Done | Ending::Paused, Some((name, why))) = (ending, first_broken) {
+            let (class, problem) = match why {
                 Unusable::Cut => (FailureClass::Truncated, "was cut off in the middle of its arguments"),
                 Unusable::Garbled => (FailureClass::Malformed, "came with arguments that are no JSON object"),
             };
-            let message = format!("a call of `{}` {problem}", excerpt(&broken.name));
+            let message = format!("a call of `{}` {problem}", excerpt(&name));
             self.fail(Failure::new(class, message), out);
             return;
         }
@@ -514,15 +515,16 @@ impl Decode for Decoder {
 }
 
 impl HeldCall {
-    /// The call as it goes out; `None` without a name, since nobody could run it.
-    fn settle(self, tools: &ToolTable) -> Result<Option<ToolCall>, Broken> {
-        let name = tool_name(&self.name, tools);
-        if name.is_empty() {
+    /// The call as it goes out, `None` without a name; or its name and why it cannot be run.
+    fn settle(self) -> Result<Option<ToolCall>, (String, Unusable)> {
+        if self.name.is_empty() {
             return Ok(None);
         }
-        match self.input.object() {
-            Ok(arguments) => Ok(Some(ToolCall { upstream_id: self.id, name, arguments, extra_content: None })),
-            Err(why) => Err(Broken { name, why }),
+        match self.arguments.unwrap_or_else(|| self.input.object()) {
+            Ok(arguments) => {
+                Ok(Some(ToolCall { upstream_id: self.id, name: self.name, arguments, extra_content: None }))
+            }
+            Err(why) => Err((self.name, why)),
         }
     }
 }

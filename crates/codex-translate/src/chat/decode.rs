@@ -1,10 +1,11 @@
 //! Reads a Chat Completions answer in all the dialects that are spoken.
 //!
 //! ```text
-//!           chunk            [DONE], or the end after a finish_reason
-//!  Open ─────────────► Open ─────────────────────────────────────────► Over: Stop
-//!    │                                                                 ▲
-//!    └── error object, failure-like finish_reason, end without either ─┘ Over: Failed
+//!    ┌─ chunk
+//!    ▼     │   [DONE], or the end of the stream directly after a finish_reason
+//!   Open ──┴──────────────────────────────────────────────────────────────────► Over: Stop
+//!    │
+//!    └── error object, failure-like finish_reason, end without either ────────► Over: Failed
 //! ```
 //!
 //! Text and reasoning leave as they come. Tool calls, usage and the stop are given out together when the answer is
@@ -17,21 +18,25 @@
 mod calls;
 mod chunk;
 mod details;
+mod template;
 mod think;
 mod usage;
+
+use std::borrow::Cow;
 
 use serde_json::Value;
 
 use crate::delta::{Delta, StopReason, Usage};
-use crate::json::{self, Kind, Raw};
+use crate::json::{self, Kind, Raw, Str};
 use crate::sealed::Part;
 use crate::textcalls::repair::Unusable;
 use crate::tools::ToolTable;
 use crate::{Decode, DecodeError, Failure, FailureClass, Frame};
 
 use calls::Calls;
-use chunk::{Choice, Chunk, Content, Said, decoded};
+use chunk::{Choice, Chunk, Content, Only, Said, decoded};
 use details::Details;
+use template::Template;
 use think::Piece;
 
 /// Most bytes kept of one answer: arguments, state for replay, what cannot be told yet.
@@ -46,6 +51,7 @@ const EXCERPT_BYTES_MAX: usize = 200;
 #[derive(Debug, Default)]
 pub struct Decoder {
     tools: ToolTable,
+    template: Template,
     think: think::Split,
     calls: Calls,
     details: Details,
@@ -60,8 +66,8 @@ pub struct Decoder {
     message_reasoning: String,
     usage: Option<Usage>,
     ending: Option<Ending>,
-    /// Something was said after the last finish reason, so that one was not the end.
-    is_unsettled: bool,
+    /// Something was said after a finish reason, so that here they mean nothing: only `[DONE]` is an end.
+    is_doubtful: bool,
     has_started: bool,
     is_over: bool,
 }
@@ -105,31 +111,46 @@ impl Decoder {
         let groq = chunk.x_groq.and_then(|groq| groq.get("usage"));
         let in_choice = chunk.choice.as_ref().and_then(|choice| choice.usage);
         self.usage = usage_of(chunk.usage).or_else(|| usage_of(in_choice)).or_else(|| usage_of(groq)).or(self.usage);
+        if let Some(only) = chunk.only() {
+            self.template.learn(payload, only);
+        }
         if let Some(choice) = chunk.choice {
             self.choice(choice, out);
         }
+        self.check_held(out);
+        Ok(())
+    }
+
+    /// A chunk that is nothing but a piece of text.
+    fn only(&mut self, only: Only<'_>, out: &mut Vec<Delta>) {
+        match only {
+            Only::Content(text) => self.content(text.decode(), out),
+            Only::Reasoning(text) => self.reasoning(Source::Field, text.decode().into_owned(), out),
+        }
+        self.check_held(out);
+    }
+
+    fn check_held(&mut self, out: &mut Vec<Delta>) {
         if self.held_bytes() > HELD_BYTES_MAX {
             let message = format!("the answer holds more than {HELD_BYTES_MAX} bytes of tool calls or state");
             self.fail(Failure::new(FailureClass::Malformed, message), out);
         }
-        Ok(())
     }
 
     fn choice(&mut self, choice: Choice<'_>, out: &mut Vec<Delta>) {
         if let Some(delta) = choice.delta {
             self.said(delta, out);
         } else if let Some(message) = choice.message {
-            let message = self.not_yet_said(message);
-            self.said(message, out);
+            self.message(message, out);
         }
         if choice.finish_reason.is_empty() || self.is_over {
             return;
         }
-        self.is_unsettled = false;
-        match ending(&choice.finish_reason) {
+        let reason = choice.finish_reason.decode();
+        match ending(&reason) {
             Ok(ending) => self.ending = self.ending.max(Some(ending)),
             Err(class) => {
-                let message = format!("the provider broke the answer off (`{}`)", excerpt(&choice.finish_reason));
+                let message = format!("the provider broke the answer off (`{}`)", excerpt(&reason));
                 self.fail(Failure::new(class, message), out);
             }
         }
@@ -137,55 +158,55 @@ impl Decoder {
 
     fn said(&mut self, said: Said<'_>, out: &mut Vec<Delta>) {
         let by_field = if said.reasoning_content.is_empty() { said.reasoning } else { said.reasoning_content };
-        if !by_field.is_empty() {
-            self.reasoning(Source::Field, by_field.into_owned(), out);
-        }
+        self.reasoning(Source::Field, by_field.decode().into_owned(), out);
         if let Some(details) = said.reasoning_details {
             self.details_bytes += details.text().len();
             let text = self.details.add(details);
             self.reasoning(Source::Details, text, out);
         }
         match said.content {
-            Content::Text(text) if text.is_empty() => {}
-            Content::Text(text) if self.think.passes(&text) => self.text(text.into_owned(), out),
-            Content::Text(text) => self.content(&text, out),
+            Content::Text(text) => self.content(text.decode(), out),
             Content::Parts(parts) => self.parts(parts, out),
         }
-        if !said.refusal.is_empty() {
-            self.text(said.refusal.into_owned(), out);
+        self.text(said.refusal.decode().into_owned(), out);
+        self.calls(said.tool_calls, said.function_call, out);
+    }
+
+    /// A `message` in place of a `delta`: some repeat in each one all that was said before.
+    fn message(&mut self, message: Said<'_>, out: &mut Vec<Delta>) {
+        fn fresh(so_far: &mut String, text: &str) -> String {
+            let text = text.strip_prefix(so_far.as_str()).unwrap_or(text).to_owned();
+            so_far.push_str(&text);
+            text
         }
+        let by_field = if message.reasoning_content.is_empty() { message.reasoning } else { message.reasoning_content };
+        let reasoning = fresh(&mut self.message_reasoning, &by_field.decode());
+        self.reasoning(Source::Field, reasoning, out);
+        let content = match message.content {
+            Content::Text(text) => {
+                let text = fresh(&mut self.message_text, &text.decode());
+                self.content(text.into(), out);
+                Content::Text(Str::EMPTY)
+            }
+            parts @ Content::Parts(_) => parts,
+        };
+        self.said(Said { content, reasoning_content: Str::EMPTY, reasoning: Str::EMPTY, ..message }, out);
+    }
+
+    fn calls(&mut self, tool_calls: Option<Raw<'_>>, function_call: Option<Raw<'_>>, out: &mut Vec<Delta>) {
         let mut added = Ok(());
-        if let Some(tool_calls) = said.tool_calls {
-            self.is_unsettled = true;
+        if let Some(tool_calls) = tool_calls {
+            self.doubt_ending();
             added = self.calls.add(tool_calls);
         }
-        if let Some(function_call) = said.function_call {
-            self.is_unsettled = true;
+        if let Some(function_call) = function_call {
+            self.doubt_ending();
             added = added.and(self.calls.add_legacy(function_call));
         }
         if added.is_err() {
             let message = format!("the answer makes more than {} tool calls", calls::CALLS_MAX);
             self.fail(Failure::new(FailureClass::Malformed, message), out);
         }
-    }
-
-    /// The part of a `message` that earlier ones did not have, for those that repeat all that was said.
-    fn not_yet_said<'a>(&mut self, mut message: Said<'a>) -> Said<'a> {
-        fn fresh(so_far: &mut String, text: &str) -> String {
-            let text = match text.strip_prefix(so_far.as_str()) {
-                Some(rest) => rest.to_owned(),
-                None => text.to_owned(),
-            };
-            so_far.push_str(&text);
-            text
-        }
-        if let Content::Text(text) = &message.content {
-            message.content = Content::Text(fresh(&mut self.message_text, text).into());
-        }
-        let reasoning = if message.reasoning_content.is_empty() { &message.reasoning } else { &message.reasoning_content };
-        message.reasoning_content = fresh(&mut self.message_reasoning, reasoning).into();
-        message.reasoning = "".into();
-        message
     }
 
     /// Mistral's typed parts, which appear among plain strings.
@@ -207,11 +228,17 @@ impl Decoder {
         }
     }
 
-    /// Content in which reasoning may stand between tags.
-    fn content(&mut self, text: &str, out: &mut Vec<Delta>) {
-        self.is_unsettled = true;
+    /// Content, in which reasoning may stand between tags.
+    fn content(&mut self, text: Cow<'_, str>, out: &mut Vec<Delta>) {
+        if text.is_empty() {
+            return;
+        }
+        if self.think.passes(&text) {
+            self.text(text.into_owned(), out);
+            return;
+        }
         let mut pieces = Vec::new();
-        self.think.push(text, &mut pieces);
+        self.think.push(&text, &mut pieces);
         self.pieces(pieces, out);
     }
 
@@ -233,9 +260,9 @@ impl Decoder {
         if text.is_empty() {
             return;
         }
-        self.is_unsettled = true;
         let has_state = !self.trace.is_empty() || self.details_bytes > 0;
-        if has_state && !text.trim_ascii().is_empty() {
+        if (has_state || self.ending.is_some()) && !text.trim_ascii().is_empty() {
+            self.doubt_ending();
             self.give_state(out);
         }
         out.push(Delta::Text(text));
@@ -245,17 +272,23 @@ impl Decoder {
         if text.is_empty() || *self.source.get_or_insert(source) != source {
             return;
         }
-        self.is_unsettled = true;
+        self.doubt_ending();
         if source == Source::Field {
             self.trace.push_str(&text);
         }
         out.push(Delta::Reasoning(text));
     }
 
+    /// The answer goes on, whatever was said about its end.
+    fn doubt_ending(&mut self) {
+        self.is_doubtful |= self.ending.is_some();
+    }
+
     /// Gives out what the upstream will want back, once the reasoning it belongs to is over.
     fn give_state(&mut self, out: &mut Vec<Delta>) {
-        if !self.trace.is_empty() {
-            out.push(Delta::Opaque(Part::ReasoningContent(std::mem::take(&mut self.trace))));
+        let trace = std::mem::take(&mut self.trace);
+        if !trace.trim_ascii().is_empty() {
+            out.push(Delta::Opaque(Part::ReasoningContent(trace)));
         }
         self.details_bytes = 0;
         if let Some(details) = self.details.take() {
@@ -313,7 +346,7 @@ impl Decoder {
 
     /// Reads a payload that is not one JSON object: several glued together, a list, or one with broken text in it.
     fn odd_payload(&mut self, event: &str, payload: &str, out: &mut Vec<Delta>) -> Result<(), DecodeError> {
-        if let Some(repaired) = chunk::without_lone_surrogates(payload)
+        if let Some(repaired) = json::without_lone_surrogates(payload)
             && self.payload(event, &repaired, out).is_ok()
         {
             return Ok(());
@@ -363,6 +396,10 @@ impl Decode for Decoder {
             self.complete(out);
             return Ok(());
         }
+        if let Some(only) = self.template.read(payload) {
+            self.only(only, out);
+            return Ok(());
+        }
         match self.payload(frame.event, payload, out) {
             Ok(()) => Ok(()),
             Err(_) => self.odd_payload(frame.event, payload, out),
@@ -373,7 +410,7 @@ impl Decode for Decoder {
         if self.is_over {
             return;
         }
-        if self.ending.is_some() && !self.is_unsettled {
+        if self.ending.is_some() && !self.is_doubtful {
             self.complete(out);
             return;
         }

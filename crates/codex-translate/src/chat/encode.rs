@@ -54,9 +54,11 @@ const ASSISTANT_FILLER: &str = "OK.";
 const USER_FILLER: &str = "[the conversation continues]";
 /// Where arguments go that are no JSON object: the model made a mistake, was told so, and should still see what it was.
 const INVALID_ARGUMENTS: &str = "invalid_arguments";
+/// Asks for JSON where the provider has no parameter for it.
+const JSON_INSTRUCTION: &str =
+    "When the work is done, answer with one JSON object and nothing else: no code fence, no words around it.";
 /// Google's documented stand-in for a thought signature that is lost.
-const THOUGHT_SIGNATURE_PLACEHOLDER: &str =
-    r#"{"google":{"thought_signature":"skip_thought_signature_validator"}}"#;
+const THOUGHT_SIGNATURE_PLACEHOLDER: &str = r#"{"google":{"thought_signature":"skip_thought_signature_validator"}}"#;
 
 /// Writes `request` for `target`.
 ///
@@ -196,11 +198,10 @@ impl<'r, 'a> Messages<'r, 'a> {
         if let Some(format) = format {
             self.out.extend_from_slice(separator.as_bytes());
             match format {
-                Format::JsonObject => {
-                    json::write_escaped(&mut self.out, "Answer with one JSON object and nothing else: no code fence, no words around it.");
-                }
+                Format::JsonObject => json::write_escaped(&mut self.out, JSON_INSTRUCTION),
                 Format::JsonSchema { schema, .. } => {
-                    json::write_escaped(&mut self.out, "When the work is done, answer with one JSON object and nothing else: no code fence, no words around it. It must match this JSON schema:\n");
+                    json::write_escaped(&mut self.out, JSON_INSTRUCTION);
+                    json::write_escaped(&mut self.out, " It must match this JSON schema:\n");
                     let mut cleaned = Vec::new();
                     schema::write(&mut cleaned, schema, schema::Keywords::Standard);
                     json::write_escaped(&mut self.out, &String::from_utf8_lossy(&cleaned));
@@ -317,7 +318,8 @@ impl<'r, 'a> Messages<'r, 'a> {
             self.filler(Role::User, USER_FILLER);
         }
         self.start(Role::Assistant);
-        let think = Some(&state.reasoning).filter(|text| self.profile.replay == Replay::InlineThink && !text.is_empty());
+        let think =
+            Some(&state.reasoning).filter(|text| self.profile.replay == Replay::InlineThink && !text.is_empty());
         if think.is_none() && texts.peek().is_none() {
             self.out.extend_from_slice(match self.profile.empty_content {
                 EmptyContent::Null => b"null",
@@ -356,7 +358,8 @@ impl<'r, 'a> Messages<'r, 'a> {
                 self.out.extend_from_slice(br#"","arguments":""#);
                 self.payload(call.payload);
                 self.out.extend_from_slice(br#""}"#);
-                let placeholder = || (index == 0 && self.profile.thought_signatures).then_some(THOUGHT_SIGNATURE_PLACEHOLDER);
+                let placeholder =
+                    || (index == 0 && self.profile.thought_signatures).then_some(THOUGHT_SIGNATURE_PLACEHOLDER);
                 if let Some(extra) = state.extra_content(&call.call_id).or_else(placeholder) {
                     self.out.extend_from_slice(br#","extra_content":"#);
                     self.out.extend_from_slice(extra.as_bytes());
@@ -408,7 +411,8 @@ impl<'r, 'a> Messages<'r, 'a> {
             Payload::Shell(action) => {
                 self.out.push(b'{');
                 let members = ["command", "working_directory", "timeout_ms"];
-                let given = members.iter().filter_map(|name| Some((name, action.get(name).filter(|value| !value.is_null())?)));
+                let given =
+                    members.iter().filter_map(|name| Some((name, action.get(name).filter(|value| !value.is_null())?)));
                 for (index, (name, value)) in given.enumerate() {
                     if index > 0 {
                         self.out.push(b',');
@@ -549,7 +553,9 @@ impl State {
         let mut state = Self::default();
         for sealed in turn.reasoning().filter_map(|reasoning| reasoning.encrypted_content) {
             // Another product's state, and that of another model, is of no use to this one.
-            let Opened::Ours(parts) = sealed::open(key, origin, &sealed.decode()) else { continue };
+            let Opened::Ours(parts) = sealed::open(key, origin, &sealed.decode()) else {
+                continue;
+            };
             for part in parts {
                 match part {
                     // A provider that changed its ways since still gets its model's own words, in the form it wants now.
@@ -575,6 +581,8 @@ impl State {
                     sealed::Part::UpstreamId { call_id, upstream_id } => {
                         state.upstream_ids.push((call_id, upstream_id));
                     }
+                    // Signed, and of use only where they can be given back as they are.
+                    sealed::Part::ThinkingBlocks(_) => {}
                 }
             }
         }

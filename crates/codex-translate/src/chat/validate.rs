@@ -151,7 +151,7 @@ fn check_call(call: &Value) -> Result<&str, String> {
     call["id"].as_str().filter(|id| !id.is_empty()).ok_or_else(|| "a call must have an id".into())
 }
 
-fn check_name(name: &Value) -> Result<&str, String> {
+pub(crate) fn check_name(name: &Value) -> Result<&str, String> {
     let name = name.as_str().unwrap_or_default();
     let is_valid = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
         && name.len() <= 64
@@ -194,8 +194,10 @@ fn check_tools(body: &Map<String, Value>) -> Result<(), String> {
 }
 
 /// Finds Codex's own keyword, which strict hosts refuse; a property may have that name.
-fn check_schema(schema: &Value) -> Result<(), String> {
-    let Some(members) = schema.as_object() else { return Ok(()) };
+pub(crate) fn check_schema(schema: &Value) -> Result<(), String> {
+    let Some(members) = schema.as_object() else {
+        return Ok(());
+    };
     for (keyword, value) in members {
         match keyword.as_str() {
             "encrypted" => return Err("unknown keyword `encrypted`".into()),

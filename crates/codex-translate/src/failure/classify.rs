@@ -132,7 +132,8 @@ const RATE_WORDS: [&str; 4] = ["rate limit", "rate-limit", "too many requests", 
 pub(super) fn class(facts: &Facts, http_status: Option<u16>) -> FailureClass {
     use FailureClass as C;
     let inner = facts.numbers.iter().copied().chain(facts.codes.iter().filter_map(|code| code.parse().ok()));
-    let inner = inner.into_iter().find(|number| ERROR_STATUSES.contains(number)).and_then(|status| u16::try_from(status).ok());
+    let inner =
+        inner.into_iter().find(|number| ERROR_STATUSES.contains(number)).and_then(|status| u16::try_from(status).ok());
     // A success that carries an error says its true status inside, if anywhere.
     let status = http_status.filter(|status| *status >= 300).or(inner);
 
@@ -221,7 +222,8 @@ pub(super) fn repair(facts: &Facts, class: FailureClass) -> Option<Repair> {
     if facts.says(&["reasoning_content"]) && facts.says(&["passed back", "missing", "required"]) {
         return Some(Repair::ReasoningContentRequired);
     }
-    if facts.says(&["system message must be", "unexpected message role", "only one system message", "multiple system"]) {
+    if facts.says(&["system message must be", "unexpected message role", "only one system message", "multiple system"])
+    {
         return Some(Repair::MergeSystem);
     }
     if facts.says(&["expected string, received array", "content must be a string", "content should be a string"]) {
@@ -245,14 +247,18 @@ fn unknown_parameter(facts: &Facts) -> Option<String> {
             is_sentence.then(|| first_word(rest))
         })
     })?;
-    let is_name = found.starts_with(|first: char| first.is_ascii_alphabetic())
-        && found.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let is_name = found.starts_with(|first: char| first.is_ascii_alphabetic()) && found.chars().all(is_in_path);
     (is_name && !ESSENTIAL.contains(&found)).then(|| found.to_owned())
+}
+
+/// Whether a character belongs to a parameter's name or path: `stream_options`, `tools[0].function.strict`.
+fn is_in_path(character: char) -> bool {
+    character.is_ascii_alphanumeric() || matches!(character, '_' | '.' | '[' | ']')
 }
 
 /// The first word of `text`, out of its quotes.
 fn first_word(text: &str) -> &str {
     let text = text.trim_start_matches(|character: char| character.is_whitespace() || "\"'`:".contains(character));
-    let end = text.find(|character: char| !character.is_ascii_alphanumeric() && character != '_').unwrap_or(text.len());
-    &text[..end]
+    let end = text.find(|character: char| !is_in_path(character)).unwrap_or(text.len());
+    text[..end].trim_end_matches('.')
 }

@@ -51,7 +51,8 @@ impl Facts {
 
     /// The most telling message, cleaned for a person; `None` when there is none.
     pub(super) fn message(&self) -> Option<String> {
-        let cleaned = || self.messages.iter().map(|message| words::clean(message)).filter(|message| !message.is_empty());
+        let cleaned =
+            || self.messages.iter().map(|message| words::clean(message)).filter(|message| !message.is_empty());
         cleaned()
             .find(|message| !EMPTY_WORDS.contains(&message.to_lowercase().as_str()))
             .or_else(|| cleaned().next())
@@ -137,7 +138,10 @@ impl Facts {
         // FastAPI names the field at fault in `loc`, below the part of the request it is in.
         let location = fields.get("loc").and_then(Value::as_array).map(|path| {
             let steps = path.iter().filter(|step| step.as_str() != Some("body")).take(ELEMENTS_MAX);
-            steps.map(|step| step.as_str().map_or_else(|| step.to_string(), str::to_owned)).collect::<Vec<_>>().join(".")
+            steps
+                .map(|step| step.as_str().map_or_else(|| step.to_string(), str::to_owned))
+                .collect::<Vec<_>>()
+                .join(".")
         });
         for name in ["message", "detail", "msg", "status_msg", "error_description", "raw", "title"] {
             match (fields.get(name), &location) {

@@ -18,7 +18,9 @@ const LEADS: [&str; 9] = [
 /// The wait that headers made for it ask for: `retry-after-ms`, then `retry-after` as seconds or as a date.
 pub(super) fn from_headers(headers: &[(&str, &str)], now_unix_ms: u64) -> Option<Duration> {
     let header = |name: &str| find(headers, name);
-    if let Some(wait) = header("retry-after-ms").and_then(|value| value.parse::<f64>().ok()).and_then(|ms| seconds(ms / 1_000.0)) {
+    if let Some(wait) =
+        header("retry-after-ms").and_then(|value| value.parse::<f64>().ok()).and_then(|ms| seconds(ms / 1_000.0))
+    {
         return Some(wait);
     }
     let value = header("retry-after")?;
@@ -26,8 +28,8 @@ pub(super) fn from_headers(headers: &[(&str, &str)], now_unix_ms: u64) -> Option
         return seconds(number);
     }
     // The provider's own clock is the one its date was made by.
-    let now_unix_s = header("date").and_then(http_date).unwrap_or(now_unix_ms / 1_000);
-    http_date(value).map(|at| Duration::from_secs(at.saturating_sub(now_unix_s)))
+    let now = header("date").and_then(http_date).unwrap_or(now_unix_ms / 1_000);
+    http_date(value).map(|at| Duration::from_secs(at.saturating_sub(now)))
 }
 
 /// The wait until the limit that is used up opens again, from `x-ratelimit-reset-*`.
@@ -107,6 +109,7 @@ fn find<'h>(headers: &[(&str, &'h str)], name: &str) -> Option<&'h str> {
 
 /// Unix seconds of an HTTP date in its one current form, `Wed, 21 Oct 2026 07:28:00 GMT` (RFC 9110, 5.6.7).
 fn http_date(text: &str) -> Option<u64> {
+    const DAYS_BEFORE: [u64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
     const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let mut parts = text.split_once(", ")?.1.strip_suffix(" GMT")?.split(' ');
     let day: u64 = parts.next()?.parse().ok()?;
@@ -118,8 +121,7 @@ fn http_date(text: &str) -> Option<u64> {
     if !(1970..10_000).contains(&year) || !(1..=31).contains(&day) || hours > 23 || minutes > 59 || seconds > 60 {
         return None;
     }
-    const DAYS_BEFORE: [u64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
-    let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let is_leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let before = year - 1;
     let leap_days = before / 4 - before / 100 + before / 400 - (1969 / 4 - 1969 / 100 + 1969 / 400);
     let days = (year - 1970) * 365 + leap_days + DAYS_BEFORE[month] + u64::from(is_leap && month > 1) + day - 1;
@@ -132,6 +134,9 @@ mod tests {
 
     const NOW: u64 = 1_760_000_000_000;
 
+    type Headers<'h> = &'h [(&'h str, &'h str)];
+
+    #[expect(clippy::unnecessary_wraps, reason = "what the functions give, too")]
     fn ms(n_ms: u64) -> Option<Duration> {
         Some(Duration::from_millis(n_ms))
     }
@@ -174,11 +179,14 @@ mod tests {
 
     #[test]
     fn headers() {
-        let rows: [(&[(&str, &str)], Option<Duration>); 7] = [
+        let rows: [(Headers<'_>, Option<Duration>); 7] = [
             (&[("Retry-After-Ms", "250"), ("retry-after", "9")], ms(250)),
             (&[("retry-after", "0.5")], ms(500)),
             (&[("retry-after", " 12 ")], ms(12_000)),
-            (&[("retry-after", "Wed, 21 Oct 2026 07:28:30 GMT"), ("date", "Wed, 21 Oct 2026 07:28:00 GMT")], ms(30_000)),
+            (
+                &[("retry-after", "Wed, 21 Oct 2026 07:28:30 GMT"), ("date", "Wed, 21 Oct 2026 07:28:00 GMT")],
+                ms(30_000),
+            ),
             (&[("retry-after", "Thu, 09 Oct 2025 08:53:30 GMT")], ms(10_000)),
             (&[("retry-after", "Wed, 21 Oct 2020 07:28:30 GMT")], ms(0)),
             (&[("retry-after", "later")], None),
@@ -190,7 +198,7 @@ mod tests {
 
     #[test]
     fn reset_headers() {
-        let rows: [(&[(&str, &str)], Option<Duration>); 6] = [
+        let rows: [(Headers<'_>, Option<Duration>); 6] = [
             (&[("x-ratelimit-reset-tokens", "7.66s"), ("x-ratelimit-reset-requests", "2m59.56s")], ms(7_660)),
             (
                 &[

@@ -13,8 +13,31 @@ const HIDDEN: &str = "…";
 /// `OpenAI` and its imitators, Stripe style, Groq, xAI, NVIDIA, Cerebras, Google keys and tokens, GitHub, GitLab,
 /// Hugging Face, Replicate, Together, Fireworks, AWS, Slack.
 const KEY_PREFIXES: [&str; 25] = [
-    "sk-", "sk_", "pk-", "pk_", "rk-", "rk_", "ak-", "gsk_", "xai-", "nvapi-", "csk-", "AIza", "ya29.", "GOCSPX-", "ghp_",
-    "gho_", "ghu_", "ghs_", "github_pat_", "glpat-", "hf_", "r8_", "fw_", "AKIA", "xoxb-",
+    "sk-",
+    "sk_",
+    "pk-",
+    "pk_",
+    "rk-",
+    "rk_",
+    "ak-",
+    "gsk_",
+    "xai-",
+    "nvapi-",
+    "csk-",
+    "AIza",
+    "ya29.",
+    "GOCSPX-",
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "github_pat_",
+    "glpat-",
+    "hf_",
+    "r8_",
+    "fw_",
+    "AKIA",
+    "xoxb-",
 ];
 
 /// Shortest word with a prefix of [`KEY_PREFIXES`] that is a key; `sk-learn` is none.
@@ -48,7 +71,8 @@ pub(super) fn clean(text: &str) -> String {
 ///
 /// Works by shape, as the last net at the edge: secrets that are ours are kept apart by type.
 pub fn redact(text: &str) -> String {
-    let is_word = |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_' | '.' | '*' | '~');
+    let is_word =
+        |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_' | '.' | '*' | '~');
     let mut redacted = String::with_capacity(text.len());
     let mut rest = text;
     let mut after_bearer = false;
@@ -174,7 +198,10 @@ mod tests {
             ("hash 0123456789abcdef0123456789abcdef!", "hash …!"),
             ("gsk_aaaaaaaaaaaaaaaaaaaa", "gsk_…"),
             ("(Zm9vYmFyMTIzNDU2Nzg5MEFCQ0RFRkdISUpLTE1OT1A)", "(…)"),
-            ("commit 0123abcd, sk-learn, /usr/lib/x86_64, request req_01ABCdef", "commit 0123abcd, sk-learn, /usr/lib/x86_64, request req_01ABCdef"),
+            (
+                "commit 0123abcd, sk-learn, /usr/lib/x86_64, request req_01ABCdef",
+                "commit 0123abcd, sk-learn, /usr/lib/x86_64, request req_01ABCdef",
+            ),
             ("a bearer of bad news", "a bearer of bad news"),
             ("", ""),
         ];
@@ -188,7 +215,10 @@ mod tests {
         let rows = [
             ("a < b and c > d", "a < b and c > d"),
             ("expected <string>, got 1", "expected , got 1"),
-            ("<!doctype html><html><title>x</title><body class='a'>Sorry &lt;you&gt;<br/>&nbsp;no</body></html>", "Sorry <you> no"),
+            (
+                "<!doctype html><html><title>x</title><body class='a'>Sorry &lt;you&gt;<br/>&nbsp;no</body></html>",
+                "Sorry <you> no",
+            ),
             ("<script>evil()</script>text", "text"),
             ("<script>never closed", ""),
             ("<p unclosed", "<p unclosed"),

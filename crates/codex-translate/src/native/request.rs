@@ -52,7 +52,9 @@ mod tests {
     #[test]
     fn only_the_model_and_private_members_change() {
         assert_eq!(
-            encoded(r#"{"model":"a","input":[ {"type":"message","x":1.50} ],"client_metadata":{"cwd":"/home"},"stream":true}"#),
+            encoded(
+                r#"{"model":"a","input":[ {"type":"message","x":1.50} ],"client_metadata":{"cwd":"/home"},"stream":true}"#
+            ),
             r#"{"model":"gpt-x","input":[ {"type":"message","x":1.50} ],"stream":true}"#
         );
         assert_eq!(encoded(r#"{"client_metadata":{},"b":"\u00e9"}"#), r#"{"b":"\u00e9"}"#);

@@ -67,16 +67,26 @@ pub struct Emitter {
     /// The finished items, as JSON, separated by commas.
     output: Vec<u8>,
     open: Open,
-    /// White space that would open an item: written with what follows, or not at all.
+    /// White space that would open a message: written with the text that follows, or not at all.
     held_space: String,
     /// Upstream state that no item has taken yet.
     parts: Vec<Part>,
     usage: Option<Usage>,
     answer_bytes: usize,
-    has_opened: bool,
-    is_visible: bool,
-    has_answer: bool,
+    stage: Stage,
     is_over: bool,
+}
+
+/// How much of the stream was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Nothing,
+    /// The head, and perhaps notices.
+    Head,
+    /// Something that Codex shows or keeps, but only reasoning.
+    Reasoning,
+    /// A text, a call or a search: something to go on from.
+    Answer,
 }
 
 /// The item that is open.
@@ -113,16 +123,14 @@ impl Emitter {
             parts: Vec::new(),
             usage: None,
             answer_bytes: 0,
-            has_opened: false,
-            is_visible: false,
-            has_answer: false,
+            stage: Stage::Nothing,
             is_over: false,
         }
     }
 
     /// Whether something of the answer was written that Codex shows or keeps.
     pub fn is_visible(&self) -> bool {
-        self.is_visible
+        self.stage >= Stage::Reasoning
     }
 
     /// Whether the terminal event was written.
@@ -132,7 +140,7 @@ impl Emitter {
 
     /// Whether there is something to go on from: a text, a call or a search.
     pub fn has_answer(&self) -> bool {
-        self.has_answer
+        self.stage == Stage::Answer
     }
 
     /// Whether the answer has reached [`ANSWER_BYTES_MAX`].
@@ -160,12 +168,14 @@ impl Emitter {
 
     /// Writes `response.created` and `response.in_progress`, once.
     pub fn open(&mut self, out: &mut Vec<u8>) {
-        if self.has_opened {
+        if self.stage > Stage::Nothing {
             return;
         }
-        self.has_opened = true;
+        self.stage = Stage::Head;
         for kind in ["response.created", "response.in_progress"] {
-            self.event(out, kind, |event, this| event.object("response", |response| this.response(response, "in_progress")));
+            self.event(out, kind, |event, this| {
+                event.object("response", |response| this.response(response, "in_progress"));
+            });
         }
     }
 
@@ -179,7 +189,7 @@ impl Emitter {
 
     /// Shows `text` as reasoning of its own. Not part of the answer, so only before anything of it is visible.
     pub fn notice(&mut self, text: &str, out: &mut Vec<u8>) {
-        if self.is_over || self.is_visible || text.is_empty() {
+        if self.is_over || self.is_visible() || text.is_empty() {
             return;
         }
         // State that waits for an item of the answer is not for this one.
@@ -211,12 +221,12 @@ impl Emitter {
             return;
         }
         if !matches!(self.open, Open::Reasoning { .. }) {
-            if self.holds_space(text) {
+            if text.trim_ascii().is_empty() {
                 return;
             }
             self.held_space.clear();
-            self.is_visible = true;
             self.open_reasoning(out);
+            self.stage = self.stage.max(Stage::Reasoning);
         }
         self.write_reasoning(text, out);
     }
@@ -274,7 +284,7 @@ impl Emitter {
             return;
         }
         let code = match failure.class {
-            FailureClass::Overloaded if self.is_visible => "server_error",
+            FailureClass::Overloaded if self.is_visible() => "server_error",
             class => class.responses_code(),
         };
         self.terminal(&Terminal::Failed { code, message: &shown_message(failure) }, out);
@@ -289,10 +299,14 @@ impl Emitter {
             Some(ToolKind::Custom) => {
                 let id = self.item_id("ctc");
                 let input = &custom_input(&call.arguments, name);
-                self.whole_item(&Item::CustomToolCall { id: &id, call_id, name, namespace, input }, out, |this, out| {
-                    this.item_event(out, "response.custom_tool_call_input.delta", &id, "delta", input);
-                    this.item_event(out, "response.custom_tool_call_input.done", &id, "input", input);
-                });
+                self.whole_item(
+                    &Item::CustomToolCall { id: &id, call_id, name, namespace, input },
+                    out,
+                    |this, out| {
+                        this.item_event(out, "response.custom_tool_call_input.delta", &id, "delta", input);
+                        this.item_event(out, "response.custom_tool_call_input.done", &id, "input", input);
+                    },
+                );
             }
             Some(ToolKind::ToolSearch) => {
                 let id = self.item_id("tsc");
@@ -305,10 +319,14 @@ impl Emitter {
             Some(ToolKind::Function | ToolKind::LocalShell) | None => {
                 let id = self.item_id("fc");
                 let arguments = call.arguments.as_str();
-                self.whole_item(&Item::FunctionCall { id: &id, call_id, name, namespace, arguments }, out, |this, out| {
-                    this.item_event(out, "response.function_call_arguments.delta", &id, "delta", arguments);
-                    this.item_event(out, "response.function_call_arguments.done", &id, "arguments", arguments);
-                });
+                self.whole_item(
+                    &Item::FunctionCall { id: &id, call_id, name, namespace, arguments },
+                    out,
+                    |this, out| {
+                        this.item_event(out, "response.function_call_arguments.delta", &id, "delta", arguments);
+                        this.item_event(out, "response.function_call_arguments.done", &id, "arguments", arguments);
+                    },
+                );
             }
         }
     }
@@ -330,7 +348,7 @@ impl Emitter {
         }
     }
 
-    /// Whether `text` is white space that would open an item; if so it is kept for later.
+    /// Whether `text` is white space that would open a message; if so it is kept for later.
     fn holds_space(&mut self, text: &str) -> bool {
         let is_space = text.trim_ascii().is_empty();
         if is_space && self.held_space.len() + text.len() <= SPACE_BYTES_MAX {
@@ -366,7 +384,8 @@ impl Emitter {
         self.part_event(out, "response.reasoning_summary_part.added", &id, "summary_index", |part| {
             event::summary_text(part, "");
         });
-        let delta = DeltaTemplate::new("response.reasoning_summary_text.delta", &id, self.item_count - 1, "summary_index");
+        let delta =
+            DeltaTemplate::new("response.reasoning_summary_text.delta", &id, self.item_count - 1, "summary_index");
         self.open = Open::Reasoning { id, text: String::new(), delta };
     }
 
@@ -384,7 +403,7 @@ impl Emitter {
         self.close_item(out);
         if !self.parts.is_empty() {
             self.open(out);
-            self.is_visible = true;
+            self.stage = self.stage.max(Stage::Reasoning);
             let id = self.item_id("rs");
             let state = self.take_state();
             let item = Item::Reasoning { id: &id, text: "", encrypted_content: state.as_deref() };
@@ -426,8 +445,7 @@ impl Emitter {
 
     fn begin_answer(&mut self, out: &mut Vec<u8>) {
         self.open(out);
-        self.is_visible = true;
-        self.has_answer = true;
+        self.stage = Stage::Answer;
     }
 
     /// The id of the next item; [`Self::item_added`] counts it.
@@ -474,7 +492,14 @@ impl Emitter {
     }
 
     /// An event about the one part of the newest item.
-    fn part_event(&mut self, out: &mut Vec<u8>, kind: &str, item_id: &str, index: &str, part: impl FnOnce(&mut Vec<u8>)) {
+    fn part_event(
+        &mut self,
+        out: &mut Vec<u8>,
+        kind: &str,
+        item_id: &str,
+        index: &str,
+        part: impl FnOnce(&mut Vec<u8>),
+    ) {
         let mut bytes = Vec::new();
         part(&mut bytes);
         self.event(out, kind, |event, this| {
@@ -543,7 +568,9 @@ fn can_last(id: &str) -> bool {
     let stem = id.trim_end_matches(|character: char| character.is_ascii_digit());
     let digits = id.len() - stem.len();
     let is_counter = (1..=COUNTER_DIGITS_MAX).contains(&digits) && stem.ends_with(['_', '-', ':', '.']);
-    (CALL_ID_BYTES_MIN..=CALL_ID_BYTES_MAX).contains(&id.len()) && !is_counter && id.bytes().all(|byte| byte.is_ascii_graphic())
+    (CALL_ID_BYTES_MIN..=CALL_ID_BYTES_MAX).contains(&id.len())
+        && !is_counter
+        && id.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// What Codex is told about a failure.
@@ -628,7 +655,7 @@ fn unwrapped_patch(text: String) -> String {
         } else {
             break;
         };
-        patch = inner.to_owned();
+        patch = String::from(inner);
     }
     if patch.trim_start().starts_with(BEGIN) { patch } else { text }
 }

@@ -35,7 +35,8 @@ impl DeltaTemplate {
     /// For events of `kind` in the item at `output_index`, whose part is counted by `part_index`.
     pub(super) fn new(kind: &str, item_id: &str, output_index: u64, part_index: &str) -> Self {
         let head = format!("event: {kind}\ndata: {{\"type\":\"{kind}\",\"sequence_number\":").into_bytes();
-        let middle = format!(",\"item_id\":\"{item_id}\",\"output_index\":{output_index},\"{part_index}\":0,\"delta\":\"");
+        let middle =
+            format!(",\"item_id\":\"{item_id}\",\"output_index\":{output_index},\"{part_index}\":0,\"delta\":\"");
         Self { head, middle: middle.into_bytes() }
     }
 
@@ -94,15 +95,45 @@ impl Object<'_> {
 /// An output item. What is empty while the item is open is filled in when it is done.
 #[derive(Clone, Debug)]
 pub(super) enum Item<'i> {
-    Message { id: &'i str, text: &'i str },
-    Reasoning { id: &'i str, text: &'i str, encrypted_content: Option<&'i str> },
-    FunctionCall { id: &'i str, call_id: &'i str, name: &'i str, namespace: Option<&'i str>, arguments: &'i str },
-    CustomToolCall { id: &'i str, call_id: &'i str, name: &'i str, namespace: Option<&'i str>, input: &'i str },
+    Message {
+        id: &'i str,
+        text: &'i str,
+    },
+    Reasoning {
+        id: &'i str,
+        text: &'i str,
+        encrypted_content: Option<&'i str>,
+    },
+    FunctionCall {
+        id: &'i str,
+        call_id: &'i str,
+        name: &'i str,
+        namespace: Option<&'i str>,
+        arguments: &'i str,
+    },
+    CustomToolCall {
+        id: &'i str,
+        call_id: &'i str,
+        name: &'i str,
+        namespace: Option<&'i str>,
+        input: &'i str,
+    },
     /// `arguments` is a JSON object.
-    ToolSearchCall { id: &'i str, call_id: &'i str, arguments: &'i str },
+    ToolSearchCall {
+        id: &'i str,
+        call_id: &'i str,
+        arguments: &'i str,
+    },
     /// `action` is a JSON object.
-    LocalShellCall { id: &'i str, call_id: &'i str, action: &'i str },
-    WebSearchCall { id: &'i str, query: &'i str },
+    LocalShellCall {
+        id: &'i str,
+        call_id: &'i str,
+        action: &'i str,
+    },
+    WebSearchCall {
+        id: &'i str,
+        query: &'i str,
+    },
 }
 
 impl Item<'_> {

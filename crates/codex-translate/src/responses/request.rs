@@ -346,8 +346,7 @@ impl<'a> Request<'a> {
         }
         reader.finish()?;
 
-        request.model =
-            model.filter(|model| !model.is_empty()).ok_or_else(|| field("model", "is missing"))?.decode();
+        request.model = model.filter(|model| !model.is_empty()).ok_or_else(|| field("model", "is missing"))?.decode();
         let tools = request.tools.len() + request.input.iter().map(|item| item.tools().len()).sum::<usize>();
         if tools > TOOLS_MAX {
             return Err(ParseError::TooMany { what: "tools", limit: TOOLS_MAX });
@@ -368,7 +367,9 @@ impl<'a> Item<'a> {
     /// The tools this item offers, if it offers any.
     pub fn tools(&self) -> &[Definition<'a>] {
         match self {
-            Self::AdditionalTools(tools) | Self::ToolOutput(ToolOutput { result: ToolResult::Tools(tools), .. }) => tools,
+            Self::AdditionalTools(tools) | Self::ToolOutput(ToolOutput { result: ToolResult::Tools(tools), .. }) => {
+                tools
+            }
             _ => &[],
         }
     }
@@ -380,11 +381,20 @@ impl<'a> Content<'a> {
 
     /// The parts, in order; a text is one part.
     pub fn parts(self) -> impl Iterator<Item = Part<'a>> {
-        let (text, parts) = match self {
+        let (mut text, parts) = match self {
             Self::Text(text) => (Some(Part::Text(text)), Raw::NULL),
             Self::Parts(parts) => (None, parts),
         };
-        text.into_iter().chain(parts.elements().map(Part::read))
+        let mut reader = Reader::new(parts.text());
+        let mut is_open = parts.kind() == Kind::Array && reader.enter_array().is_ok();
+        std::iter::from_fn(move || {
+            if text.is_some() {
+                return text.take();
+            }
+            // Errors cannot happen inside a `Raw`, which is valid by construction.
+            is_open = is_open && reader.next_element().unwrap_or(false);
+            if is_open { Part::read(&mut reader).ok() } else { None }
+        })
     }
 
     /// The texts that are not empty, in order.
@@ -407,10 +417,17 @@ impl<'a> Content<'a> {
 }
 
 impl<'a> Part<'a> {
-    fn read(raw: Raw<'a>) -> Self {
+    /// Takes the next value.
+    fn read(reader: &mut Reader<'a>) -> Result<Self, json::Error> {
+        if reader.kind()? != Kind::Object {
+            return Ok(Self::Unknown(reader.value()?));
+        }
+        let start = reader.position();
         let [mut kind, mut text, mut refusal, mut encrypted] = [None; 4];
         let [mut image_url, mut detail, mut filename] = [None; 3];
-        for (key, value) in raw.entries() {
+        reader.enter_object()?;
+        while let Some(key) = reader.next_key()? {
+            let value = reader.value()?;
             let slot = match &*key.decode() {
                 "type" => &mut kind,
                 "text" => &mut text,
@@ -425,7 +442,7 @@ impl<'a> Part<'a> {
         }
         let string = |value: Option<Raw<'a>>| value.and_then(Raw::as_str);
         let kind = string(kind).map_or("", Str::escaped);
-        match (kind, string(text), string(refusal), string(encrypted)) {
+        Ok(match (kind, string(text), string(refusal), string(encrypted)) {
             ("input_image", ..) => {
                 // Some clients use the shape of Chat Completions here: an object with `url` and `detail`.
                 let nested = image_url.filter(|url| url.kind() == Kind::Object);
@@ -440,8 +457,8 @@ impl<'a> Part<'a> {
             ("input_text" | "output_text" | "text" | "summary_text" | "reasoning_text", Some(text), ..) => {
                 Self::Text(text)
             }
-            _ => Self::Unknown(raw),
-        }
+            _ => Self::Unknown(reader.since(start)),
+        })
     }
 }
 
@@ -620,17 +637,18 @@ impl<'a> Members<'a> {
             "tool_search_call" => {
                 self.call(Some(tools::TOOL_SEARCH), Payload::Search(self.arguments.unwrap_or(Raw::NULL)))?
             }
-            "local_shell_call" => self.call(Some(tools::LOCAL_SHELL), Payload::Shell(self.action.unwrap_or(Raw::NULL)))?,
+            "local_shell_call" => {
+                self.call(Some(tools::LOCAL_SHELL), Payload::Shell(self.action.unwrap_or(Raw::NULL)))?
+            }
             "function_call_output" | "custom_tool_call_output" | "local_shell_call_output" => {
                 Item::ToolOutput(ToolOutput {
                     call_id: self.call_id()?,
                     result: ToolResult::Content(self.content("output", self.output)?),
                 })
             }
-            "tool_search_output" => Item::ToolOutput(ToolOutput {
-                call_id: self.call_id()?,
-                result: ToolResult::Tools(self.tools()?),
-            }),
+            "tool_search_output" => {
+                Item::ToolOutput(ToolOutput { call_id: self.call_id()?, result: ToolResult::Tools(self.tools()?) })
+            }
             "additional_tools" => Item::AdditionalTools(self.tools()?),
             "web_search_call" => Item::WebSearchCall(raw),
             "compaction" | "compaction_summary" => Item::Compaction(raw),
@@ -646,12 +664,7 @@ impl<'a> Members<'a> {
             None => self.text("name", self.name)?.ok_or_else(|| self.error("name", "is missing"))?.decode(),
         };
         let namespace = self.text("namespace", self.namespace)?.filter(|namespace| !namespace.is_empty());
-        Ok(Item::ToolCall(ToolCall {
-            call_id: self.call_id()?,
-            namespace: namespace.map(Str::decode),
-            name,
-            payload,
-        }))
+        Ok(Item::ToolCall(ToolCall { call_id: self.call_id()?, namespace: namespace.map(Str::decode), name, payload }))
     }
 
     /// Old local shell calls have only an `id`, which their output then refers to.
@@ -789,9 +802,22 @@ mod tests {
     #[test]
     fn absent_and_null_are_the_same() {
         let names = [
-            "instructions", "input", "tools", "tool_choice", "parallel_tool_calls", "reasoning", "text",
-            "max_output_tokens", "temperature", "top_p", "stream", "store", "previous_response_id", "prompt_cache_key",
-            "include", "service_tier",
+            "instructions",
+            "input",
+            "tools",
+            "tool_choice",
+            "parallel_tool_calls",
+            "reasoning",
+            "text",
+            "max_output_tokens",
+            "temperature",
+            "top_p",
+            "stream",
+            "store",
+            "previous_response_id",
+            "prompt_cache_key",
+            "include",
+            "service_tier",
         ];
         let mut body = json!({"model": "m"});
         for name in names {
@@ -839,9 +865,24 @@ mod tests {
         assert_eq!(
             kinds,
             [
-                "Message", "Message", "AgentMessage", "Reasoning", "ToolCall", "ToolCall", "ToolCall", "ToolCall",
-                "ToolOutput", "ToolOutput", "ToolOutput", "ToolOutput", "AdditionalTools", "WebSearchCall",
-                "Compaction", "CompactionTrigger", "ItemReference", "Unknown"
+                "Message",
+                "Message",
+                "AgentMessage",
+                "Reasoning",
+                "ToolCall",
+                "ToolCall",
+                "ToolCall",
+                "ToolCall",
+                "ToolOutput",
+                "ToolOutput",
+                "ToolOutput",
+                "ToolOutput",
+                "AdditionalTools",
+                "WebSearchCall",
+                "Compaction",
+                "CompactionTrigger",
+                "ItemReference",
+                "Unknown"
             ]
         );
         assert_eq!(request.call_ids().collect::<Vec<_>>(), ["1", "2", "3", "4"]);
@@ -883,7 +924,10 @@ mod tests {
                 json!({"model": "m", "text": {"format": {"type": "json_schema", "schema": true}}}),
                 "`text.format.schema` must be an object",
             ),
-            (json!({"model": "m", "max_output_tokens": -1}), "`max_output_tokens` must be a whole number, not negative"),
+            (
+                json!({"model": "m", "max_output_tokens": -1}),
+                "`max_output_tokens` must be a whole number, not negative",
+            ),
             (json!({"model": "m", "temperature": "0"}), "`temperature` must be a number"),
             (item(json!({})), "`input[1].type` is missing"),
             (item(json!({"type": 1})), "`input[1].type` must be a string"),
@@ -922,7 +966,8 @@ mod tests {
     fn items_and_tools_are_bounded() {
         let items = |count: usize| {
             let items = vec![r#"{"role":"user"}"#; count].join(",");
-            Request::parse(format!(r#"{{"model":"m","input":[{items}]}}"#).as_bytes()).map(|request| request.input.len())
+            Request::parse(format!(r#"{{"model":"m","input":[{items}]}}"#).as_bytes())
+                .map(|request| request.input.len())
         };
         assert_eq!(items(ITEMS_MAX), Ok(ITEMS_MAX));
         assert_eq!(items(ITEMS_MAX + 1).unwrap_err().to_string(), "the request has more than 100000 input items");

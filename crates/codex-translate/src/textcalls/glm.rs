@@ -25,7 +25,8 @@ fn is_plausible(body: &str) -> bool {
     if body.starts_with('{') {
         return true;
     }
-    let name_end = body.find(|next: char| !next.is_ascii_alphanumeric() && !"_-.:".contains(next)).unwrap_or(body.len());
+    let name_end =
+        body.find(|next: char| !next.is_ascii_alphanumeric() && !"_-.:".contains(next)).unwrap_or(body.len());
     let rest = body[name_end..].trim_start();
     let may_be = |tag: &str| rest.starts_with(tag) || tag.starts_with(rest);
     may_be(KEY.0) || may_be(CLOSE)

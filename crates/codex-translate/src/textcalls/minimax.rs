@@ -25,7 +25,9 @@ fn tag_at(text: &str) -> Option<(Tag<'_>, usize)> {
     let inside = text.strip_prefix('<')?;
     let (inside, is_closing) = inside.strip_prefix('/').map_or((inside, false), |inside| (inside, true));
     let name = ["invoke", "parameter"].into_iter().find(|name| {
-        inside.strip_prefix(name).is_some_and(|after| after.starts_with(|next: char| next == '>' || next.is_whitespace()))
+        inside
+            .strip_prefix(name)
+            .is_some_and(|after| after.starts_with(|next: char| next == '>' || next.is_whitespace()))
     })?;
     let end = inside.find('>')?;
     let length = text.len() - inside.len() + end + 1;

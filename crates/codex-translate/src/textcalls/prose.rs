@@ -10,6 +10,7 @@ const FENCE_TICKS: usize = 3;
 
 /// The state at the end of the text seen so far.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one independent fact about the text before")]
 pub(crate) struct Prose {
     in_fence: bool,
     in_inline: bool,

@@ -33,6 +33,5 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
     let mut script = Vec::new();
     aot::generate(shell, &mut super::Arguments::command(), "codexctl", &mut script);
     let script = String::from_utf8_lossy(&script);
-    ctx.output
-        .show(&json!({ "shell": name, "script": script }), || script.to_string())
+    ctx.output.show(&json!({ "shell": name, "script": script }), || script.to_string())
 }

@@ -6,6 +6,7 @@
 mod overrides;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command as Process;
@@ -65,25 +66,16 @@ fn cli(ctx: &Context, arguments: &CliArguments) -> Result<(), Failure> {
         .hint("install it elsewhere")
     })?;
     let mut client = daemon::connect_or_start(ctx, daemon::START_TIMEOUT)?;
-    let status = probe::wake(
-        &mut client,
-        arguments.endpoint.as_ref(),
-        probe::WAKE_TIMEOUT,
-        probe::WAKE_MARGIN,
-    )?;
+    let status = probe::wake(&mut client, arguments.endpoint.as_ref(), probe::WAKE_TIMEOUT, probe::WAKE_MARGIN)?;
     // Codex would inherit nothing of it, but this process may live for days.
     drop(client);
-    let address = status
-        .address
-        .ok_or_else(|| Failure::new(format!("endpoint `{}` has no address", status.id)))?;
-    let launch = Launch {
-        endpoint: &status.id,
-        name: &status.name,
-        address,
-        protocol: status.protocol,
-        model: arguments.model.as_deref().or(status.default_model.as_deref()),
-        codexctl: own,
-    };
+    let address = status.address.ok_or_else(|| Failure::new(format!("endpoint `{}` has no address", status.id)))?;
+    let model = arguments.model.as_deref().or(status.default_model.as_deref());
+    if model.is_none() {
+        warn_without_models(ctx, &status.id, address);
+    }
+    let launch =
+        Launch { endpoint: &status.id, name: &status.name, address, protocol: status.protocol, model, codexctl: own };
     let mut command = Process::new(&codex);
     for value in launch.overrides() {
         command.arg("-c").arg(value);
@@ -94,10 +86,25 @@ fn cli(ctx: &Context, arguments: &CliArguments) -> Result<(), Failure> {
     command.env(upper, overrides::without_proxy(value.or(other)));
     command.env(lower, overrides::without_proxy(other.or(value)));
     let error = command.exec();
-    Err(Failure::new(format!(
-        "Codex (`{}`) cannot be started: {error}",
-        codex.display()
-    )))
+    Err(Failure::new(format!("Codex (`{}`) cannot be started: {error}", codex.display())))
+}
+
+/// Says beforehand why Codex is going to find no model. It is started all the same: its own arguments may name one.
+fn warn_without_models(ctx: &Context, endpoint: &EndpointId, address: SocketAddr) {
+    let remedy =
+        || format!("name one: `--model MODEL`, or for good `codexctl endpoint set {endpoint} default_model MODEL`");
+    match probe::models(ctx, endpoint, address, false) {
+        Ok(list) if list.entries().is_empty() => {
+            let why = list.problem().map(|problem| format!(": {}", problem.message)).unwrap_or_default();
+            ctx.output
+                .warn(&format!("endpoint `{endpoint}` has no default model and offers none{why}"), Some(&remedy()));
+        }
+        Ok(_) => {}
+        Err(failure) => {
+            let (message, hint) = failure.into_parts();
+            ctx.output.warn(&message, hint.as_deref());
+        }
+    }
 }
 
 /// Finds Codex: where the person says, else on the `PATH`.
@@ -105,15 +112,8 @@ pub(crate) fn find_codex(ctx: &Context) -> Result<PathBuf, Failure> {
     let named = ctx.environment.get(environment::CODEX);
     match named {
         Some(name) => program::find(&ctx.environment, name).ok_or_else(|| {
-            Failure::new(format!(
-                "`{}` names `{}`, which is no program",
-                environment::CODEX,
-                name.to_string_lossy()
-            ))
-            .hint(format!(
-                "name the path of Codex there, or unset `{}`",
-                environment::CODEX
-            ))
+            Failure::new(format!("`{}` names `{}`, which is no program", environment::CODEX, name.to_string_lossy()))
+                .hint(format!("name the path of Codex there, or unset `{}`", environment::CODEX))
         }),
         None => program::find(&ctx.environment, "codex".as_ref()).ok_or_else(|| {
             Failure::new("the Codex CLI was not found on the `PATH`")

@@ -27,15 +27,11 @@ pub(crate) struct Arguments {
 pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
     let id = &arguments.endpoint.id;
     let mut client = daemon::connect_or_start(ctx, daemon::START_TIMEOUT)?;
-    let detail: EndpointDetail = client
-        .call("endpoint.show", EndpointParams { id: id.clone() }, CALL_TIMEOUT)
-        .map_err(Failure::from)?;
+    let detail: EndpointDetail =
+        client.call("endpoint.show", EndpointParams { id: id.clone() }, CALL_TIMEOUT).map_err(Failure::from)?;
     let elsewhere = |place: String| {
-        Err(
-            Failure::new(format!("endpoint `{id}` does not use a stored key: {place}")).hint(format!(
-                "`codexctl endpoint edit {id}` opens its settings; without `auth` it uses a stored key"
-            )),
-        )
+        Err(Failure::new(format!("endpoint `{id}` does not use a stored key: {place}"))
+            .hint(format!("`codexctl endpoint edit {id}` opens its settings; without `auth` it uses a stored key")))
     };
     match detail.endpoint.as_ref().map(|endpoint| &endpoint.credential) {
         None | Some(CredentialSource::Store) => {}
@@ -48,31 +44,18 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
         }
     }
     let (tables, _) = Tables::load(&ctx.paths);
-    let usual_variable = tables
-        .provider(&detail.status.provider)
-        .and_then(|provider| provider.auth.env.as_deref());
-    let key = arguments.key.read(
-        ctx,
-        &Question {
-            provider: &detail.status.name,
-            usual_variable,
-        },
-    )?;
+    let usual_variable = tables.provider(&detail.status.provider).and_then(|provider| provider.auth.env.as_deref());
+    let key = arguments.key.read(ctx, &Question { provider: &detail.status.name, usual_variable })?;
     credentials::store(&ctx.paths, id, key.expose()).map_err(|error| Failure::from_error(&error))?;
     drop(key);
     let models_are_listed = detail.endpoint.is_some_and(|endpoint| !endpoint.models.is_empty());
     let (_, probe) = probe::probe(ctx, &mut client, id, models_are_listed);
     let path = ctx.paths.credential(id);
-    ctx.output
-        .show(&json!({ "endpoint": id, "credential": path, "probe": probe }), || {
-            let [worker, provider] = probe.lines(true);
-            let lines = text::fields(&[
-                ("  key", Some(format!("stored in {} (0600)", path.display()))),
-                worker,
-                provider,
-            ]);
-            format!("{id} has another key\n{lines}")
-        })?;
+    ctx.output.show(&json!({ "endpoint": id, "credential": path, "probe": probe }), || {
+        let [worker, provider] = probe.lines(true);
+        let lines = text::fields(&[("  key", Some(format!("stored in {} (0600)", path.display()))), worker, provider]);
+        format!("{id} has another key\n{lines}")
+    })?;
     probe.warn(ctx);
     Ok(())
 }

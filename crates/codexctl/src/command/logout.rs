@@ -19,10 +19,6 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
     let id = &arguments.endpoint.id;
     let was_stored = credentials::remove(&ctx.paths, id).map_err(|error| Failure::from_error(&error))?;
     ctx.output.show(&json!({ "endpoint": id, "removed": was_stored }), || {
-        if was_stored {
-            format!("the stored key of {id} is removed")
-        } else {
-            format!("{id} had no stored key")
-        }
+        if was_stored { format!("the stored key of {id} is removed") } else { format!("{id} had no stored key") }
     })
 }

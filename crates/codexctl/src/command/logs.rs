@@ -48,12 +48,7 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
         Some(id) => ctx.paths.worker_log(id),
         None => ctx.paths.supervisor_log(),
     };
-    let mut log = Log {
-        ctx,
-        path: path.clone(),
-        file: None,
-        begun: Vec::new(),
-    };
+    let mut log = Log { ctx, path: path.clone(), file: None, begun: Vec::new() };
     if !log.open().map_err(|error| cannot_read(&path, &error))? {
         if let Some(id) = &arguments.endpoint {
             is_known(ctx, id)?;
@@ -83,10 +78,7 @@ fn is_known(ctx: &Context, id: &EndpointId) -> Result<(), Failure> {
     if settings.endpoint(id).is_some() {
         return Ok(());
     }
-    let near = nearest(
-        id.as_str(),
-        settings.endpoint.iter().map(|endpoint| endpoint.id.as_str()),
-    );
+    let near = nearest(id.as_str(), settings.endpoint.iter().map(|endpoint| endpoint.id.as_str()));
     Err(Failure::new(format!("there is no endpoint `{id}`"))
         .hint_if(near.map(|near| format!("did you mean `{near}`?"))))
 }
@@ -122,12 +114,7 @@ impl Log<'_> {
         read.map_err(|error| cannot_read(&self.path, &error))?;
         let is_whole = bytes.last().is_none_or(|byte| *byte == b'\n');
         let text = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-        let mut starts = text
-            .iter()
-            .enumerate()
-            .rev()
-            .filter(|(_, byte)| **byte == b'\n')
-            .map(|(at, _)| at + 1);
+        let mut starts = text.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
         let start = match n_lines {
             0 => bytes.len(),
             n => starts.nth(n - 1).unwrap_or(0),
@@ -204,8 +191,7 @@ impl Log<'_> {
         if !self.ctx.output.json {
             return output::plain(&text);
         }
-        text.lines()
-            .try_for_each(|line| output::json_line(&json!({ "line": line })))
+        text.lines().try_for_each(|line| output::json_line(&json!({ "line": line })))
     }
 }
 

@@ -22,9 +22,7 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
     let id = &arguments.endpoint.id;
     let mut client = daemon::connect_or_start(ctx, daemon::START_TIMEOUT)?;
     let status = probe::wake(&mut client, Some(id), probe::WAKE_TIMEOUT, probe::WAKE_MARGIN)?;
-    let address = status
-        .address
-        .ok_or_else(|| Failure::new(format!("endpoint `{id}` has no address")))?;
+    let address = status.address.ok_or_else(|| Failure::new(format!("endpoint `{id}` has no address")))?;
     let list = probe::models(ctx, id, address, arguments.refresh)?;
     if let Some(problem) = list.problem() {
         ctx.output.warn(
@@ -47,21 +45,14 @@ fn row(status: &EndpointStatus, entry: &Value) -> [String; 5] {
     let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let words = |values: &Value, key: Option<&str>| {
         let values = values.as_array().map_or(&[][..], Vec::as_slice);
-        values
-            .iter()
-            .map(|value| word(key.map_or(value, |key| &value[key])))
-            .collect::<Vec<_>>()
-            .join(", ")
+        values.iter().map(|value| word(key.map_or(value, |key| &value[key]))).collect::<Vec<_>>().join(", ")
     };
     let slug = word(&entry["slug"]);
     let is_default = status.default_model.as_deref() == Some(slug.as_str());
     [
         if is_default { format!("{slug} (default)") } else { slug },
         word(&entry["display_name"]),
-        entry["context_window"]
-            .as_u64()
-            .map(|tokens| format!("{} k", tokens / 1_000))
-            .unwrap_or_default(),
+        entry["context_window"].as_u64().map(|tokens| format!("{} k", tokens / 1_000)).unwrap_or_default(),
         words(&entry["input_modalities"], None),
         words(&entry["supported_reasoning_levels"], Some("effort")),
     ]
@@ -86,10 +77,7 @@ mod tests {
             "slug": "glm-4.7", "display_name": "GLM 4.7", "context_window": 200_000, "input_modalities": ["text", "image"],
             "supported_reasoning_levels": [{"effort": "low"}, {"effort": "high"}],
         });
-        assert_eq!(
-            row(&status, &entry),
-            ["glm-4.7 (default)", "GLM 4.7", "200 k", "text, image", "low, high"]
-        );
+        assert_eq!(row(&status, &entry), ["glm-4.7 (default)", "GLM 4.7", "200 k", "text, image", "low, high"]);
         assert_eq!(row(&status, &json!({"slug": "x"})), ["x", "", "", "", ""]);
         assert_eq!(shown(&status, &[]), "zai offers no models");
     }

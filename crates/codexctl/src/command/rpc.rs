@@ -46,7 +46,5 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
             output::json_line(&client.next_event()?)?;
         }
     }
-    ctx.output.show(&result, || {
-        serde_json::to_string_pretty(&result).unwrap_or_else(|_| result.to_string())
-    })
+    ctx.output.show(&result, || serde_json::to_string_pretty(&result).unwrap_or_else(|_| result.to_string()))
 }

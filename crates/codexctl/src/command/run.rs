@@ -49,36 +49,19 @@ pub(crate) fn start(ctx: &Context, arguments: &StartArguments) -> Result<(), Fai
     }
     match Client::connect(&ctx.paths.control_socket())? {
         Some(mut client) => show_daemon(ctx, &mut client, "the supervisor runs already"),
-        None => show_daemon(
-            ctx,
-            &mut daemon::start(ctx, daemon::START_TIMEOUT)?,
-            "the supervisor runs",
-        ),
+        None => show_daemon(ctx, &mut daemon::start(ctx, daemon::START_TIMEOUT)?, "the supervisor runs"),
     }
 }
 
 pub(crate) fn stop(ctx: &Context, arguments: &StopArguments) -> Result<(), Failure> {
     if let Some(id) = &arguments.endpoint {
-        let status = call(
-            ctx,
-            &mut daemon::connect_or_start(ctx, daemon::START_TIMEOUT)?,
-            id,
-            "endpoint.stop",
-        )?;
-        return ctx.output.show(&status, || {
-            format!("{id} is stopped; `codexctl start {id}` starts it again")
-        });
+        let status = call(ctx, &mut daemon::connect_or_start(ctx, daemon::START_TIMEOUT)?, id, "endpoint.stop")?;
+        return ctx.output.show(&status, || format!("{id} is stopped; `codexctl start {id}` starts it again"));
     }
     let was_running = daemon::stop(ctx)?;
-    ctx.output
-        .show(&json!({ "running": false, "was_running": was_running }), || {
-            if was_running {
-                "the supervisor is stopped"
-            } else {
-                "the supervisor was not running"
-            }
-            .to_owned()
-        })
+    ctx.output.show(&json!({ "running": false, "was_running": was_running }), || {
+        if was_running { "the supervisor is stopped" } else { "the supervisor was not running" }.to_owned()
+    })
 }
 
 pub(crate) fn restart(ctx: &Context, arguments: &RestartArguments) -> Result<(), Failure> {
@@ -108,7 +91,5 @@ fn call(ctx: &Context, client: &mut Client, id: &EndpointId, method: &str) -> Re
 
 fn show_daemon(ctx: &Context, client: &mut Client, what: &str) -> Result<(), Failure> {
     let status: DaemonStatus = client.call("daemon.status", (), CALL_TIMEOUT)?;
-    ctx.output.show(&json!({ "running": true, "daemon": status }), || {
-        format!("{what} (pid {})", status.pid)
-    })
+    ctx.output.show(&json!({ "running": true, "daemon": status }), || format!("{what} (pid {})", status.pid))
 }

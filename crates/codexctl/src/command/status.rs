@@ -71,10 +71,7 @@ impl Chain {
         if self.links.iter().any(|link| link.state == LinkState::Bad) {
             return Some(false);
         }
-        self.links
-            .iter()
-            .all(|link| link.state == LinkState::Good)
-            .then_some(true)
+        self.links.iter().all(|link| link.state == LinkState::Good).then_some(true)
     }
 
     /// One line that answers the question, and one with the remedy.
@@ -89,19 +86,11 @@ impl Chain {
             .iter()
             .map(|link| {
                 let mark = if link.state == LinkState::Bad { " ✗" } else { "" };
-                let message = link
-                    .message
-                    .as_ref()
-                    .map(|message| format!(" ({message})"))
-                    .unwrap_or_default();
+                let message = link.message.as_ref().map(|message| format!(" ({message})")).unwrap_or_default();
                 format!("{}{mark}{message}", link.name)
             })
             .collect();
-        let hint = self
-            .links
-            .iter()
-            .find(|link| link.state == LinkState::Bad)
-            .and_then(|link| link.hint.as_ref());
+        let hint = self.links.iter().find(|link| link.state == LinkState::Bad).and_then(|link| link.hint.as_ref());
         let hint = hint.map(|hint| format!("  hint: {hint}\n")).unwrap_or_default();
         format!("{verdict}: {}\n{hint}", links.join(" → "))
     }
@@ -110,24 +99,14 @@ impl Chain {
 fn chain(status: &DaemonStatus, codex: Result<(), Problem>, now_ms: u64) -> Chain {
     let link = |what, name: &str, state, problem: Option<Problem>| {
         let (message, hint) = problem.map_or((None, None), |problem| (Some(problem.message), problem.hint));
-        Link {
-            what,
-            name: name.to_owned(),
-            state,
-            message,
-            hint,
-        }
+        Link { what, name: name.to_owned(), state, message, hint }
     };
     let mut links = vec![match codex {
         Ok(()) => link("codex", "Codex", LinkState::Good, None),
         Err(problem) => link("codex", "Codex", LinkState::Bad, Some(problem)),
     }];
     // Without a default endpoint, the first one stands for all; the table shows the others.
-    let endpoint = status
-        .endpoints
-        .iter()
-        .find(|endpoint| endpoint.is_default)
-        .or(status.endpoints.first());
+    let endpoint = status.endpoints.iter().find(|endpoint| endpoint.is_default).or(status.endpoints.first());
     let Some(endpoint) = endpoint else {
         let problem = status.settings.problem.clone().unwrap_or_else(|| Problem {
             message: "there is none yet".to_owned(),
@@ -142,7 +121,12 @@ fn chain(status: &DaemonStatus, codex: Result<(), Problem>, now_ms: u64) -> Chai
     links.push(link("endpoint", endpoint.id.as_str(), state, problem));
     if state != LinkState::Bad {
         let (state, problem) = provider_link(endpoint, now_ms);
-        links.push(link("provider", &endpoint.name, state, problem));
+        // An endpoint without a preset or a name of its own is called by its id; its provider is not.
+        let name = match &endpoint.base_url {
+            Some(base_url) if endpoint.name == endpoint.id.as_str() => base_url,
+            _ => &endpoint.name,
+        };
+        links.push(link("provider", name, state, problem));
     }
     Chain { links }
 }
@@ -157,34 +141,21 @@ fn endpoint_link(endpoint: &EndpointStatus) -> (LinkState, Option<Problem>) {
         EndpointState::Running => (LinkState::Good, None),
         EndpointState::Starting => (LinkState::Unknown, says("starts".to_owned(), None)),
         EndpointState::Restarting => {
-            let why = endpoint
-                .last_exit
-                .as_ref()
-                .map(|exit| format!(" after {exit}"))
-                .unwrap_or_default();
+            let why = endpoint.last_exit.as_ref().map(|exit| format!(" after {exit}")).unwrap_or_default();
             (
                 LinkState::Bad,
-                says(
-                    format!("restarts{why}, requests wait"),
-                    Some(format!("`codexctl logs {id}` shows why")),
-                ),
+                says(format!("restarts{why}, requests wait"), Some(format!("`codexctl logs {id}` shows why"))),
             )
         }
-        EndpointState::Stopped => (
-            LinkState::Bad,
-            says("stopped by you".to_owned(), Some(format!("`codexctl start {id}`"))),
-        ),
-        EndpointState::Disabled => (
-            LinkState::Bad,
-            says(
-                "disabled".to_owned(),
-                Some(format!("`codexctl endpoint set {id} enabled true`")),
-            ),
-        ),
-        EndpointState::Broken => (
-            LinkState::Bad,
-            says("cannot run".to_owned(), Some(format!("`codexctl logs {id}` shows why"))),
-        ),
+        EndpointState::Stopped => {
+            (LinkState::Bad, says("stopped by you".to_owned(), Some(format!("`codexctl start {id}`"))))
+        }
+        EndpointState::Disabled => {
+            (LinkState::Bad, says("disabled".to_owned(), Some(format!("`codexctl endpoint set {id} enabled true`"))))
+        }
+        EndpointState::Broken => {
+            (LinkState::Bad, says("cannot run".to_owned(), Some(format!("`codexctl logs {id}` shows why"))))
+        }
     }
 }
 
@@ -192,36 +163,17 @@ fn endpoint_link(endpoint: &EndpointStatus) -> (LinkState, Option<Problem>) {
 fn provider_link(endpoint: &EndpointStatus, now_ms: u64) -> (LinkState, Option<Problem>) {
     let counters = &endpoint.counters;
     if let Some(failure) = &counters.last_failure {
-        let status = failure
-            .status
-            .map(|status| format!(", HTTP {status}"))
-            .unwrap_or_default();
-        let message = format!(
-            "{}{status}, {}: {}",
-            failure.class,
-            text::ago(now_ms, failure.at_ms),
-            failure.message.trim()
-        );
-        return (
-            LinkState::Bad,
-            Some(Problem {
-                message,
-                hint: failure.hint.clone(),
-            }),
-        );
+        let status = failure.status.map(|status| format!(", HTTP {status}")).unwrap_or_default();
+        let message =
+            format!("{}{status}, {}: {}", failure.class, text::ago(now_ms, failure.at_ms), failure.message.trim());
+        return (LinkState::Bad, Some(Problem { message, hint: failure.hint.clone() }));
     }
     match counters.last_success_at_ms {
         Some(at_ms) => {
             let message = format!("answered {}", text::ago(now_ms, at_ms));
             (LinkState::Good, Some(Problem { message, hint: None }))
         }
-        None => (
-            LinkState::Unknown,
-            Some(Problem {
-                message: "no request yet".to_owned(),
-                hint: None,
-            }),
-        ),
+        None => (LinkState::Unknown, Some(Problem { message: "no request yet".to_owned(), hint: None })),
     }
 }
 
@@ -229,17 +181,12 @@ fn shown(status: &DaemonStatus, chain: &Chain, now_ms: u64) -> String {
     let mut parts = vec![chain.headline()];
     if !status.endpoints.is_empty() {
         let rows: Vec<[String; 8]> = status.endpoints.iter().map(|endpoint| row(endpoint, now_ms)).collect();
-        let header = [
-            "ENDPOINT", "STATE", "ADDRESS", "MODEL", "REQUESTS", "FAILED", "RESTARTS", "MEMORY",
-        ];
+        let header = ["ENDPOINT", "STATE", "ADDRESS", "MODEL", "REQUESTS", "FAILED", "RESTARTS", "MEMORY"];
         parts.push(text::table(header, &rows));
     }
     for endpoint in &status.endpoints {
         if let Some(problem) = &endpoint.problem {
-            parts.push(told(
-                &format!("{}: {}", endpoint.id, problem.message),
-                problem.hint.as_deref(),
-            ));
+            parts.push(told(&format!("{}: {}", endpoint.id, problem.message), problem.hint.as_deref()));
         }
     }
     if let Some(problem) = &status.settings.problem {
@@ -247,20 +194,14 @@ fn shown(status: &DaemonStatus, chain: &Chain, now_ms: u64) -> String {
         parts.push(told(&message, problem.hint.as_deref()));
     }
     if status.default_endpoint.is_none() && status.endpoints.len() > 1 {
-        parts.push(told(
-            "no default endpoint is chosen",
-            Some("`codexctl endpoint default ENDPOINT` chooses one"),
-        ));
+        parts.push(told("no default endpoint is chosen", Some("`codexctl endpoint default ENDPOINT` chooses one")));
     }
     let protection = match status.protection {
         Protection::Full => "",
         Protection::Reduced => ", protection reduced: no service manager restarts it",
     };
     let uptime = text::duration(now_ms.saturating_sub(status.started_at_ms));
-    parts.push(format!(
-        "supervisor {} (pid {}), up {uptime}{protection}\n",
-        status.version, status.pid
-    ));
+    parts.push(format!("supervisor {} (pid {}), up {uptime}{protection}\n", status.version, status.pid));
     let own = env!("CARGO_PKG_VERSION");
     if status.version != own {
         let message = format!("this program is {own}, the supervisor {}", status.version);

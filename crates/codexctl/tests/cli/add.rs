@@ -25,12 +25,7 @@ fn catalog() -> Value {
 }
 
 fn added(supervisor: &Supervisor) -> Vec<Value> {
-    supervisor
-        .calls()
-        .into_iter()
-        .filter(|(method, _)| method == "endpoint.add")
-        .map(|(_, params)| params)
-        .collect()
+    supervisor.calls().into_iter().filter(|(method, _)| method == "endpoint.add").map(|(_, params)| params).collect()
 }
 
 #[test]
@@ -41,11 +36,7 @@ fn a_preset_and_a_key_from_a_pipe_are_enough() {
     let ended = home.run_with_input(&["endpoint", "add", "--preset", "zai-coding"], &format!("{KEY}\n"));
     let credential = home.paths.credential(&id("zai-coding"));
     let (address, credential) = (worker.address, credential.display());
-    let lines: Vec<&str> = ended
-        .succeeded()
-        .lines()
-        .map(|line| line.split(" (").next().unwrap())
-        .collect();
+    let lines: Vec<&str> = ended.succeeded().lines().map(|line| line.split(" (").next().unwrap()).collect();
     let expected = [
         "added zai-coding: Z.AI coding plan",
         "  base URL  https://api.z.ai/api/coding/paas/v4",
@@ -58,14 +49,8 @@ fn a_preset_and_a_key_from_a_pipe_are_enough() {
     assert_eq!(lines, expected);
     assert_eq!(ended.stderr, "");
     assert_eq!(home.credential("zai-coding"), Some((format!("{KEY}\n"), 0o600)));
-    assert!(
-        !format!("{ended:?}{:?}", supervisor.calls()).contains(KEY),
-        "the key is shown and sent nowhere"
-    );
-    assert_eq!(
-        added(&supervisor),
-        [json!({ "id": "zai-coding", "preset": "zai-coding" })]
-    );
+    assert!(!format!("{ended:?}{:?}", supervisor.calls()).contains(KEY), "the key is shown and sent nowhere");
+    assert_eq!(added(&supervisor), [json!({ "id": "zai-coding", "preset": "zai-coding" })]);
     assert_eq!(worker.requests(), ["GET /v1/models?refresh=1 HTTP/1.1"]);
 }
 
@@ -77,12 +62,10 @@ fn every_source_of_a_key_ends_in_the_store() {
     fs::write(&file, format!("\n {KEY} \n")).unwrap();
     let worker = Worker::new("other", 200, &catalog());
     let supervisor = supervisor(&home, &worker);
-    for (name, source, value) in [
-        ("from-env", "--key-env", "SOME_KEY"),
-        ("from-file", "--key-file", file.to_str().unwrap()),
-    ] {
-        home.run(&["endpoint", "add", name, "--preset", "deepseek", source, value])
-            .succeeded();
+    for (name, source, value) in
+        [("from-env", "--key-env", "SOME_KEY"), ("from-file", "--key-file", file.to_str().unwrap())]
+    {
+        home.run(&["endpoint", "add", name, "--preset", "deepseek", source, value]).succeeded();
         assert_eq!(home.credential(name), Some((format!("{KEY}\n"), 0o600)), "{name}");
     }
     assert_eq!(added(&supervisor).len(), 2);
@@ -91,10 +74,7 @@ fn every_source_of_a_key_ends_in_the_store() {
 #[test]
 fn a_command_is_asked_later_and_a_local_server_needs_no_key() {
     let home = Home::new();
-    home.program(
-        "vault",
-        &format!("echo {KEY}; echo ran > '{}'", home.root().join("ran").display()),
-    );
+    home.program("vault", &format!("echo {KEY}; echo ran > '{}'", home.root().join("ran").display()));
     let worker = Worker::new("other", 200, &catalog());
     let supervisor = supervisor(&home, &worker);
     let ended = home.run(&[
@@ -142,8 +122,7 @@ fn a_command_is_asked_later_and_a_local_server_needs_no_key() {
         KEY,
     )
     .succeeded();
-    home.run(&["endpoint", "add", "open", "--preset", "openrouter", "--no-key"])
-        .succeeded();
+    home.run(&["endpoint", "add", "open", "--preset", "openrouter", "--no-key"]).succeeded();
     assert!(!home.root().join("ran").exists());
     let expected = [
         json!({ "id": "work", "preset": "zai", "auth": { "command": ["vault", "-p", "zai"] }, "default_model": "glm-5" }),
@@ -159,10 +138,8 @@ fn a_command_is_asked_later_and_a_local_server_needs_no_key() {
     for settings in added(&supervisor) {
         serde_json::from_value::<EndpointSettings>(settings).unwrap();
     }
-    let stored: Vec<_> = fs::read_dir(home.paths.credentials_folder())
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .collect();
+    let stored: Vec<_> =
+        fs::read_dir(home.paths.credentials_folder()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(stored, ["remote-ollama"]);
 }
 
@@ -208,10 +185,7 @@ fn what_cannot_work_is_told_before_anything_is_written() {
     );
     let ended = add(&["--preset", "zai"], KEY);
     assert!(ended.code == Some(1) && ended.stderr.contains(&message), "{ended:#?}");
-    assert!(
-        ended.stderr.contains("hint: did you mean `health_interval_s`?"),
-        "{ended:#?}"
-    );
+    assert!(ended.stderr.contains("hint: did you mean `health_interval_s`?"), "{ended:#?}");
     assert_eq!(supervisor.methods(), Vec::<String>::new());
     assert!(!home.paths.credentials_folder().exists());
 }
@@ -222,12 +196,11 @@ fn an_existing_endpoint_keeps_its_key() {
     let supervisor = Supervisor::with(&home, &[]);
     home.write_settings("[[endpoint]]\nid = \"zai\"\npreset = \"zai\"\n");
     codex_control::credentials::store(&home.paths, &id("zai"), "old").unwrap();
-    home.run_with_input(&["endpoint", "add", "--preset", "zai"], KEY)
-        .failed(
-            1,
-            "there is an endpoint `zai` already",
-            Some("choose another id: `codexctl endpoint add ID …`; `codexctl login zai` only changes its key"),
-        );
+    home.run_with_input(&["endpoint", "add", "--preset", "zai"], KEY).failed(
+        1,
+        "there is an endpoint `zai` already",
+        Some("choose another id: `codexctl endpoint add ID …`; `codexctl login zai` only changes its key"),
+    );
     assert_eq!(home.credential("zai").unwrap().0, "old\n");
     assert_eq!(supervisor.methods(), Vec::<String>::new());
 }
@@ -240,19 +213,12 @@ fn a_refused_endpoint_leaves_the_store_as_it_was() {
             codex_control::credentials::store(&home.paths, &id("zai"), before).unwrap();
         }
         let _supervisor = Supervisor::answering(&home, &[], |method, _| {
-            let refusal = RpcError::new(
-                code::CONFLICT,
-                "the settings do not load",
-                Some("mend line 3".to_owned()),
-            );
+            let refusal = RpcError::new(code::CONFLICT, "the settings do not load", Some("mend line 3".to_owned()));
             (method == "endpoint.add").then_some(Err(refusal))
         });
         let ended = home.run_with_input(&["endpoint", "add", "--preset", "zai"], KEY);
         ended.failed(1, "the settings do not load", Some("mend line 3"));
-        assert_eq!(
-            home.credential("zai").map(|(key, _)| key),
-            before.map(|key| format!("{key}\n"))
-        );
+        assert_eq!(home.credential("zai").map(|(key, _)| key), before.map(|key| format!("{key}\n")));
     }
 }
 
@@ -280,29 +246,20 @@ fn an_endpoint_that_does_not_work_yet_is_added_and_says_why() {
     let worker = Worker::new(&home.make_token("zai"), 200, &body);
     let with_problem = supervisor(&home, &worker);
     let ended = home.run_with_input(&["endpoint", "add", "--preset", "zai"], KEY);
-    assert!(
-        ended.succeeded().contains("  provider  does not work yet\n"),
-        "{ended:#?}"
-    );
+    assert!(ended.succeeded().contains("  provider  does not work yet\n"), "{ended:#?}");
     let expected = "warning: the provider answered HTTP 401 to the request for its models: bad key\n  hint: `codexctl login zai` stores another key, `codexctl endpoint show zai` shows the settings\n";
     assert_eq!(ended.stderr, expected);
     assert!(home.credential("zai").is_some() && added(&with_problem).len() == 1);
 
     let home = Home::new();
     let _asleep = Supervisor::answering(&home, &[], |method, _| {
-        let refusal = RpcError::new(
-            code::TIMEOUT,
-            "endpoint `zai` did not become healthy",
-            Some("see its log".to_owned()),
-        );
+        let refusal =
+            RpcError::new(code::TIMEOUT, "endpoint `zai` did not become healthy", Some("see its log".to_owned()));
         (method == "endpoint.wake").then_some(Err(refusal))
     });
     let ended = home.run_with_input(&["--json", "endpoint", "add", "--preset", "zai"], KEY);
     let problem = json!({ "message": "endpoint `zai` did not become healthy", "hint": "see its log" });
     assert_eq!(ended.json()["probe"]["problem"], problem);
     assert_eq!(ended.json()["probe"]["is_healthy"], false);
-    assert_eq!(
-        serde_json::from_str::<Value>(&ended.stderr).unwrap(),
-        json!({ "warning": problem })
-    );
+    assert_eq!(serde_json::from_str::<Value>(&ended.stderr).unwrap(), json!({ "warning": problem }));
 }

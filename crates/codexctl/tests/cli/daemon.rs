@@ -19,16 +19,12 @@ fn home_with_supervisor(script: &str) -> Home {
     home
 }
 
+/// Place of the session id in `/proc/PID/stat`, counted behind the program's name.
+const SESSION: usize = 3;
+
 fn stat_field(pid: u64, index: usize) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    stat.rsplit_once(')')
-        .unwrap()
-        .1
-        .split_ascii_whitespace()
-        .nth(index)
-        .unwrap()
-        .parse()
-        .unwrap()
+    stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().nth(index).unwrap().parse().unwrap()
 }
 
 fn is_alive(pid: u64) -> bool {
@@ -43,12 +39,7 @@ fn a_supervisor_is_started_apart_and_ended_whole() {
     assert_eq!(started["running"], true);
     let pid = started["daemon"]["pid"].as_u64().unwrap();
     assert!(is_alive(pid));
-    const SESSION: usize = 3;
-    assert_ne!(
-        stat_field(pid, SESSION),
-        stat_field(std::process::id().into(), SESSION),
-        "it has a session of its own"
-    );
+    assert_ne!(stat_field(pid, SESSION), stat_field(std::process::id().into(), SESSION), "it has a session of its own");
     for (fd, target) in [(0, "/dev/null"), (1, "/dev/null"), (2, "/dev/null")] {
         assert_eq!(
             fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap(),
@@ -56,35 +47,22 @@ fn a_supervisor_is_started_apart_and_ended_whole() {
             "it keeps no terminal open"
         );
     }
-    assert_eq!(
-        fs::read_link(format!("/proc/{pid}/cwd")).unwrap(),
-        Path::new("/"),
-        "it keeps no folder busy"
-    );
-    assert_eq!(
-        home.run(&["start"]).succeeded(),
-        format!("the supervisor runs already (pid {pid})\n")
-    );
+    assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"), "it keeps no folder busy");
+    assert_eq!(home.run(&["start"]).succeeded(), format!("the supervisor runs already (pid {pid})\n"));
     let restarted = home.run(&["restart", "--json"]).json();
     let next_pid = restarted["daemon"]["pid"].as_u64().unwrap();
     assert!(!is_alive(pid) && is_alive(next_pid));
     assert_eq!(home.run(&["stop"]).succeeded(), "the supervisor is stopped\n");
     assert!(!is_alive(next_pid));
     assert_eq!(home.run(&["stop"]).succeeded(), "the supervisor was not running\n");
-    assert_eq!(
-        home.run(&["stop", "--json"]).json(),
-        json!({ "running": false, "was_running": false })
-    );
+    assert_eq!(home.run(&["stop", "--json"]).json(), json!({ "running": false, "was_running": false }));
 }
 
 #[test]
 fn a_command_that_needs_the_supervisor_starts_it_and_says_so() {
     let home = home_with_supervisor(&stand_in_script());
     let ended = home.run(&["endpoint", "list", "--json"]);
-    assert_eq!(
-        (ended.json(), ended.stderr.as_str()),
-        (json!([]), "the supervisor is not running: starting it\n")
-    );
+    assert_eq!((ended.json(), ended.stderr.as_str()), (json!([]), "the supervisor is not running: starting it\n"));
     home.run(&["stop"]).succeeded();
 }
 
@@ -94,9 +72,7 @@ fn two_commands_may_start_it_at_once() {
     let script = format!("mkdir \"$HOME/lock\" 2>/dev/null || exit 1\n{}", stand_in_script());
     let home = home_with_supervisor(&script);
     let ended: Vec<_> = std::thread::scope(|scope| {
-        let runs: Vec<_> = (0..4)
-            .map(|_| scope.spawn(|| home.run(&["endpoint", "list", "--json"])))
-            .collect();
+        let runs: Vec<_> = (0..4).map(|_| scope.spawn(|| home.run(&["endpoint", "list", "--json"]))).collect();
         runs.into_iter().map(|run| run.join().unwrap()).collect()
     });
     for ended in ended {
@@ -127,16 +103,9 @@ fn a_missing_supervisor_is_told() {
         "the supervisor cannot be started: there is no `codex-supervisor` beside this program or on the `PATH`";
     home.run(&["start"]).failed(3, message, hint);
     fs::write(folder.join("codex-supervisor"), "#!/nonexistent/interpreter\n").unwrap();
-    fs::set_permissions(
-        folder.join("codex-supervisor"),
-        std::os::unix::fs::PermissionsExt::from_mode(0o755),
-    )
-    .unwrap();
+    fs::set_permissions(folder.join("codex-supervisor"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let ended = home.run(&["start"]);
-    assert!(
-        ended.code == Some(3) && ended.stderr.contains("cannot be started: No such file"),
-        "{ended:#?}"
-    );
+    assert!(ended.code == Some(3) && ended.stderr.contains("cannot be started: No such file"), "{ended:#?}");
 }
 
 /// A home where systemd is a script that writes down what it is asked and keeps the stand-in running.
@@ -166,10 +135,7 @@ esac"#,
             supervisor.display()
         );
         home.program("systemctl", &script);
-        Self {
-            home,
-            _manager: manager,
-        }
+        Self { home, _manager: manager }
     }
 
     fn asked(&self) -> Vec<String> {
@@ -209,17 +175,9 @@ fn a_unit_that_does_not_start_is_told() {
 fn status_does_not_wake_a_supervisor_that_sleeps_behind_its_socket() {
     let systemd = Systemd::new();
     let home = &systemd.home;
-    fs::write(
-        home.root().join("home/.config/systemd/user/codex-supervisor.socket"),
-        "[Socket]\n",
-    )
-    .unwrap();
+    fs::write(home.root().join("home/.config/systemd/user/codex-supervisor.socket"), "[Socket]\n").unwrap();
     let accepted = supervisor::silent(home);
-    home.run(&["status"]).failed(
-        3,
-        "the supervisor is not running",
-        Some("start it with `codexctl start`"),
-    );
+    home.run(&["status"]).failed(3, "the supervisor is not running", Some("start it with `codexctl start`"));
     assert_eq!(home.run(&["stop", "--json"]).json()["was_running"], Value::Bool(false));
     assert!(accepted.try_recv().is_err(), "a connection would have started it");
 }

@@ -25,20 +25,14 @@ fn drafts(home: &Home) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(home.paths.state_folder()) else {
         return Vec::new();
     };
-    entries
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.is_file())
-        .collect()
+    entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect()
 }
 
 #[test]
 fn valid_settings_take_effect() {
     let home = home_with_editor("echo 'default_model = \"glm-5\"' >> \"$2\"");
     let supervisor = Supervisor::with(&home, &[]);
-    assert_eq!(
-        home.run(&["endpoint", "edit", "zai"]).succeeded(),
-        "the new settings are in force\n"
-    );
+    assert_eq!(home.run(&["endpoint", "edit", "zai"]).succeeded(), "the new settings are in force\n");
     assert_eq!(settings(&home), format!("{SETTINGS}default_model = \"glm-5\"\n"));
     assert_eq!(supervisor.methods(), ["daemon.reload"]);
     assert_eq!(drafts(&home), Vec::<PathBuf>::new());
@@ -48,10 +42,7 @@ fn valid_settings_take_effect() {
 fn without_a_supervisor_the_file_is_saved_and_none_is_started() {
     let home = home_with_editor("sed -i 's/\"zai\"$/\"deepseek\"/; s/preset = .*/preset = \"deepsek\"/' \"$2\"");
     let ended = home.run(&["endpoint", "edit", "--json"]);
-    assert_eq!(
-        ended.json(),
-        json!({ "changed": true, "path": home.paths.settings(), "reloaded": false })
-    );
+    assert_eq!(ended.json(), json!({ "changed": true, "path": home.paths.settings(), "reloaded": false }));
     assert!(
         ended.stderr.contains("names the preset `deepsek`") && ended.stderr.contains("did you mean `deepseek`?"),
         "{ended:#?}"
@@ -74,19 +65,14 @@ fn invalid_settings_change_nothing_and_are_kept_aside() {
     let home = home_with_editor("echo 'defualt_model = 1' >> \"$2\"");
     let supervisor = Supervisor::with(&home, &[]);
     let ended = home.run(&["endpoint", "edit"]);
-    let [draft] = &drafts(&home)[..] else {
-        panic!("{:?}", drafts(&home))
-    };
+    let [draft] = &drafts(&home)[..] else { panic!("{:?}", drafts(&home)) };
     let message = format!(
         "these settings are not valid, and nothing was changed: {}:5:1: unknown field `defualt_model`",
         home.paths.settings().display()
     );
     assert_eq!(ended.code, Some(1));
     assert!(ended.stderr.starts_with(&format!("error: {message}")), "{ended:#?}");
-    let hint = format!(
-        "  hint: did you mean `default_model`?; your version is in `{}`\n",
-        draft.display()
-    );
+    let hint = format!("  hint: did you mean `default_model`?; your version is in `{}`\n", draft.display());
     assert!(ended.stderr.ends_with(&hint), "{ended:#?}");
     assert_eq!(settings(&home), SETTINGS);
     assert!(fs::read_to_string(draft).unwrap().ends_with("defualt_model = 1\n"));
@@ -99,13 +85,8 @@ fn a_change_by_somebody_else_is_not_overwritten() {
         "echo '# draft' >> \"$2\"; echo '# other' >> \"$HOME/.config/codex-supervisor/supervisor.toml\"",
     );
     let ended = home.run(&["endpoint", "edit"]);
-    let [draft] = &drafts(&home)[..] else {
-        panic!("{:?}", drafts(&home))
-    };
-    let message = format!(
-        "`{}` was changed by somebody else meanwhile",
-        home.paths.settings().display()
-    );
+    let [draft] = &drafts(&home)[..] else { panic!("{:?}", drafts(&home)) };
+    let message = format!("`{}` was changed by somebody else meanwhile", home.paths.settings().display());
     ended.failed(1, &message, Some(&format!("your version is in `{}`", draft.display())));
     assert_eq!(settings(&home), format!("{SETTINGS}# other\n"));
 }
@@ -128,11 +109,7 @@ fn the_editor_opens_at_the_endpoint_if_it_can() {
     home.program("vi", "echo \"$@\" > \"$HOME/argv\"");
     home.set("VISUAL", "vi");
     home.run(&["endpoint", "edit", "zai"]).succeeded();
-    assert!(
-        fs::read_to_string(home.root().join("home/argv"))
-            .unwrap()
-            .starts_with("+3 /")
-    );
+    assert!(fs::read_to_string(home.root().join("home/argv")).unwrap().starts_with("+3 /"));
     home.run(&["endpoint", "edit", "zia"]).failed(
         1,
         "there is no endpoint `zia` in the settings",
@@ -145,6 +122,5 @@ fn settings_the_supervisor_does_not_take_are_told() {
     let home = home_with_editor("echo '# note' >> \"$2\"");
     let problem = json!({ "settings": { "problem": { "message": "that does not work", "hint": "do this" } } });
     let _supervisor = Supervisor::answering(&home, &[], move |_, _| Some(Ok(daemon(&[], problem.clone()))));
-    home.run(&["endpoint", "edit"])
-        .failed(1, "that does not work", Some("do this"));
+    home.run(&["endpoint", "edit"]).failed(1, "that does not work", Some("do this"));
 }

@@ -26,11 +26,7 @@ local          custom    -        stopped  -
 fn the_first_step_is_told_when_there_is_no_endpoint() {
     let home = Home::new();
     let _supervisor = Supervisor::with(&home, &[]);
-    assert!(
-        home.run(&["endpoint", "list"])
-            .succeeded()
-            .contains("codexctl endpoint add --preset")
-    );
+    assert!(home.run(&["endpoint", "list"]).succeeded().contains("codexctl endpoint add --preset"));
 }
 
 #[test]
@@ -43,10 +39,7 @@ fn settings_are_shown_without_secrets() {
         "quirks": ["thinking-switch"], "model_facts": [],
         "limits": codex_control::settings::WorkerSettings::default(),
     });
-    let status = endpoint(
-        "zai",
-        json!({ "problem": { "message": "endpoint `zai` has no key", "hint": "store one" } }),
-    );
+    let status = endpoint("zai", json!({ "problem": { "message": "endpoint `zai` has no key", "hint": "store one" } }));
     let detail = json!({ "status": status, "endpoint": resolved });
     let _supervisor = Supervisor::answering(&home, &[], move |_, _| Some(Ok(detail.clone())));
     let expected = "\
@@ -69,10 +62,7 @@ problem: endpoint `zai` has no key
 ";
     assert_eq!(home.run(&["endpoint", "show", "zai"]).succeeded(), expected);
     let shown = home.run(&["endpoint", "show", "zai", "--json"]);
-    assert_eq!(
-        shown.json()["endpoint"]["headers"],
-        json!([["x-api-key", "…"], ["x-title", "codex"]])
-    );
+    assert_eq!(shown.json()["endpoint"]["headers"], json!([["x-api-key", "…"], ["x-title", "codex"]]));
     assert!(!shown.stdout.contains("topsecret"));
 }
 
@@ -81,31 +71,17 @@ fn a_setting_is_changed_and_removed() {
     let home = Home::new();
     let supervisor = Supervisor::with(&home, &two_endpoints());
     assert_eq!(
-        home.run(&["endpoint", "set", "zai", "default_model", "glm-5"])
-            .succeeded(),
+        home.run(&["endpoint", "set", "zai", "default_model", "glm-5"]).succeeded(),
         "zai: default_model is now glm-5\n"
     );
-    assert_eq!(
-        home.run(&["endpoint", "set", "zai", "--unset", "port"]).succeeded(),
-        "zai: port is at its default\n"
-    );
-    assert_eq!(
-        home.run(&["endpoint", "set", "zai", "port", "auto", "--json"]).json(),
-        two_endpoints()[0]
-    );
+    assert_eq!(home.run(&["endpoint", "set", "zai", "--unset", "port"]).succeeded(), "zai: port is at its default\n");
+    assert_eq!(home.run(&["endpoint", "set", "zai", "port", "auto", "--json"]).json(), two_endpoints()[0]);
     let expected = [
         json!({ "id": "zai", "key": "default_model", "value": "glm-5" }),
         json!({ "id": "zai", "key": "port", "value": null }),
         json!({ "id": "zai", "key": "port", "value": "auto" }),
     ];
-    assert_eq!(
-        supervisor
-            .calls()
-            .into_iter()
-            .map(|(_, params)| params)
-            .collect::<Vec<_>>(),
-        expected
-    );
+    assert_eq!(supervisor.calls().into_iter().map(|(_, params)| params).collect::<Vec<_>>(), expected);
 }
 
 #[test]
@@ -116,10 +92,7 @@ fn a_change_that_leaves_an_endpoint_broken_is_told() {
     let ended = home.run(&["endpoint", "set", "zai", "port", "1"]);
     assert_eq!(
         (ended.succeeded(), ended.stderr.as_str()),
-        (
-            "zai: port is now 1\n",
-            "warning: port 1 cannot be bound\n  hint: choose another\n"
-        )
+        ("zai: port is now 1\n", "warning: port 1 cannot be bound\n  hint: choose another\n")
     );
 }
 
@@ -127,18 +100,9 @@ fn a_change_that_leaves_an_endpoint_broken_is_told() {
 fn the_default_is_chosen() {
     let home = Home::new();
     let supervisor = Supervisor::with(&home, &two_endpoints());
-    assert_eq!(
-        home.run(&["endpoint", "default", "local"]).succeeded(),
-        "local is the default endpoint\n"
-    );
-    assert_eq!(
-        home.run(&["endpoint", "default", "local", "--json"]).json(),
-        json!({ "default_endpoint": "local" })
-    );
-    assert_eq!(
-        supervisor.calls()[0],
-        ("endpoint.default".to_owned(), json!({ "id": "local" }))
-    );
+    assert_eq!(home.run(&["endpoint", "default", "local"]).succeeded(), "local is the default endpoint\n");
+    assert_eq!(home.run(&["endpoint", "default", "local", "--json"]).json(), json!({ "default_endpoint": "local" }));
+    assert_eq!(supervisor.calls()[0], ("endpoint.default".to_owned(), json!({ "id": "local" })));
 }
 
 #[test]
@@ -152,10 +116,7 @@ fn an_endpoint_goes_with_its_key() {
         Some("say `--yes` if you mean it"),
     );
     assert!(home.credential("zai").is_some() && !supervisor.methods().contains(&"endpoint.remove".to_owned()));
-    assert_eq!(
-        home.run(&["endpoint", "rm", "zai", "--yes"]).succeeded(),
-        "zai and its stored key are removed\n"
-    );
+    assert_eq!(home.run(&["endpoint", "rm", "zai", "--yes"]).succeeded(), "zai and its stored key are removed\n");
     assert_eq!(home.credential("zai"), None);
     let expected = json!({ "endpoint": "local", "removed": true, "key_removed": false });
     assert_eq!(home.run(&["endpoint", "rm", "local", "-y", "--json"]).json(), expected);
@@ -177,8 +138,7 @@ fn a_mistyped_endpoint_is_told_with_the_nearest() {
         &["stop", "zia"],
         &["restart", "zia"],
     ] {
-        home.run(arguments)
-            .failed(1, "there is no endpoint `zia`", Some("did you mean `zai`?"));
+        home.run(arguments).failed(1, "there is no endpoint `zia`", Some("did you mean `zai`?"));
     }
     assert!(!supervisor.methods().contains(&"endpoint.remove".to_owned()));
 }
@@ -187,27 +147,12 @@ fn a_mistyped_endpoint_is_told_with_the_nearest() {
 fn an_endpoint_is_started_stopped_and_restarted() {
     let home = Home::new();
     let supervisor = Supervisor::with(&home, &two_endpoints());
-    assert_eq!(
-        home.run(&["start", "zai"]).succeeded(),
-        "zai runs at http://127.0.0.1:41017\n"
-    );
-    assert_eq!(
-        home.run(&["restart", "zai"]).succeeded(),
-        "zai runs at http://127.0.0.1:41017\n"
-    );
-    assert_eq!(
-        home.run(&["stop", "zai"]).succeeded(),
-        "zai is stopped; `codexctl start zai` starts it again\n"
-    );
+    assert_eq!(home.run(&["start", "zai"]).succeeded(), "zai runs at http://127.0.0.1:41017\n");
+    assert_eq!(home.run(&["restart", "zai"]).succeeded(), "zai runs at http://127.0.0.1:41017\n");
+    assert_eq!(home.run(&["stop", "zai"]).succeeded(), "zai is stopped; `codexctl start zai` starts it again\n");
     assert_eq!(home.run(&["stop", "zai", "--json"]).json(), two_endpoints()[0]);
-    let expected = [
-        "endpoint.start",
-        "endpoint.wake",
-        "endpoint.restart",
-        "endpoint.wake",
-        "endpoint.stop",
-        "endpoint.stop",
-    ];
+    let expected =
+        ["endpoint.start", "endpoint.wake", "endpoint.restart", "endpoint.wake", "endpoint.stop", "endpoint.stop"];
     assert_eq!(supervisor.methods(), expected);
 }
 
@@ -218,22 +163,13 @@ fn a_key_is_replaced_and_removed() {
     let ended = home.run_with_input(&["login", "zai"], "new-key\n");
     assert!(ended.succeeded().starts_with("zai has another key\n"), "{ended:#?}");
     assert_eq!(home.credential("zai"), Some(("new-key\n".to_owned(), 0o600)));
-    assert!(
-        !format!("{ended:?}{:?}", supervisor.calls()).contains("new-key"),
-        "the key is shown nowhere"
-    );
+    assert!(!format!("{ended:?}{:?}", supervisor.calls()).contains("new-key"), "the key is shown nowhere");
     home.run(&["login", "zai", "--key-env", "UNSET_VARIABLE"]).failed(
         1,
         "the variable `UNSET_VARIABLE` is not set",
         Some("export `UNSET_VARIABLE` first"),
     );
-    assert_eq!(
-        home.run(&["logout", "zai"]).succeeded(),
-        "the stored key of zai is removed\n"
-    );
-    assert_eq!(
-        home.run(&["logout", "zai", "--json"]).json(),
-        json!({ "endpoint": "zai", "removed": false })
-    );
+    assert_eq!(home.run(&["logout", "zai"]).succeeded(), "the stored key of zai is removed\n");
+    assert_eq!(home.run(&["logout", "zai", "--json"]).json(), json!({ "endpoint": "zai", "removed": false }));
     assert_eq!(home.credential("zai"), None);
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use codex_control::EndpointId;
 use codex_control::environment::Environment;
@@ -49,12 +49,7 @@ impl Home {
         environment.insert("PATH".to_owned(), path.into());
         let paths = Paths::from_environment(&environment.clone().into_iter().collect::<Environment>()).unwrap();
         fs::create_dir_all(paths.runtime_folder()).unwrap();
-        Self {
-            folder,
-            paths,
-            environment,
-            codexctl: env!("CARGO_BIN_EXE_codexctl").into(),
-        }
+        Self { folder, paths, environment, codexctl: env!("CARGO_BIN_EXE_codexctl").into() }
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -79,19 +74,10 @@ impl Home {
         folder
     }
 
-    pub(crate) fn codexctl(&self) -> &Path {
-        &self.codexctl
-    }
-
     /// `codexctl ARGUMENTS` in this home, not started yet.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.codexctl);
-        command
-            .args(arguments)
-            .env_clear()
-            .envs(&self.environment)
-            .current_dir(self.root())
-            .stdin(Stdio::null());
+        command.args(arguments).env_clear().envs(&self.environment).current_dir(self.root()).stdin(Stdio::null());
         command
     }
 
@@ -101,12 +87,7 @@ impl Home {
 
     pub(crate) fn run_with_input(&self, arguments: &[&str], input: &str) -> Ended {
         let mut command = self.command(arguments);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         // A command that fails before it reads leaves a broken pipe, which is no concern of the test.
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
         child.wait_with_output().unwrap().into()
@@ -114,12 +95,7 @@ impl Home {
 
     /// Starts `codexctl ARGUMENTS`, to be read line by line.
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Running {
-        let mut child = self
-            .command(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (lines_tx, lines) = mpsc::channel();
         std::thread::spawn(move || {
@@ -135,21 +111,46 @@ impl Home {
 
     /// Runs `codexctl ARGUMENTS` on a terminal of its own, typing `input`, and returns what the terminal showed.
     pub(crate) fn run_on_terminal(&self, arguments: &[&str], input: &str) -> Ended {
-        let mut line = format!("'{}'", self.codexctl.display());
-        for argument in arguments {
-            line.push_str(&format!(" '{argument}'"));
+        let mut child = self.start_on_terminal(arguments);
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap().into()
+    }
+
+    /// The same, but types only when the terminal shows no longer what is typed.
+    pub(crate) fn run_on_hiding_terminal(&self, arguments: &[&str], input: &str) -> Ended {
+        let mut child = self.start_on_terminal(arguments);
+        let deadline = Instant::now() + PATIENCE;
+        while !self.hides_input() {
+            assert!(Instant::now() < deadline, "the terminal goes on showing what is typed");
+            std::thread::yield_now();
         }
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap().into()
+    }
+
+    fn start_on_terminal(&self, arguments: &[&str]) -> Child {
+        let words: Vec<String> = arguments.iter().map(|argument| format!("'{argument}'")).collect();
+        let line = format!("exec '{}' {}", self.codexctl.display(), words.join(" "));
         let mut command = Command::new("script");
         command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
         command.env_clear().envs(&self.environment).current_dir(self.root());
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-        child.wait_with_output().unwrap().into()
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Whether `codexctl` of this home runs on a terminal that does not show what is typed.
+    fn hides_input(&self) -> bool {
+        let home = format!("HOME={}", self.root().join("home").display());
+        fs::read_dir("/proc").unwrap().any(|entry| {
+            let process = entry.unwrap().path();
+            let is_ours = fs::read_link(process.join("exe")).is_ok_and(|exe| exe == self.codexctl)
+                && fs::read(process.join("environ"))
+                    .is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|line| line == home.as_bytes()));
+            is_ours
+                && fs::File::open(process.join("fd/0"))
+                    .ok()
+                    .and_then(|terminal| rustix::termios::tcgetattr(terminal).ok())
+                    .is_some_and(|modes| !modes.local_modes.contains(rustix::termios::LocalModes::ECHO))
+        })
     }
 
     pub(crate) fn write_settings(&self, text: &str) {
@@ -159,10 +160,7 @@ impl Home {
 
     /// Makes the local token of `endpoint`, as its worker does.
     pub(crate) fn make_token(&self, endpoint: &str) -> String {
-        codex_control::token::ensure_token(&self.paths.token(&id(endpoint)))
-            .unwrap()
-            .expose()
-            .clone()
+        codex_control::token::ensure_token(&self.paths.token(&id(endpoint))).unwrap().expose().clone()
     }
 
     /// The stored credential of `endpoint` and its mode.
@@ -211,11 +209,7 @@ impl Ended {
     #[track_caller]
     pub(crate) fn failed(&self, code: i32, message: &str, hint: Option<&str>) {
         let hint = hint.map(|hint| format!("  hint: {hint}\n")).unwrap_or_default();
-        let expected = Self {
-            code: Some(code),
-            stdout: String::new(),
-            stderr: format!("error: {message}\n{hint}"),
-        };
+        let expected = Self { code: Some(code), stdout: String::new(), stderr: format!("error: {message}\n{hint}") };
         assert_eq!(self, &expected);
     }
 }

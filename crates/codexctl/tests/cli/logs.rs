@@ -6,13 +6,7 @@ use crate::home::{Home, id};
 
 fn append(path: &Path, text: &str) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(path)
-        .unwrap()
-        .write_all(text.as_bytes())
-        .unwrap();
+    OpenOptions::new().append(true).create(true).open(path).unwrap().write_all(text.as_bytes()).unwrap();
 }
 
 #[test]
@@ -25,26 +19,17 @@ fn the_last_lines_are_shown_without_a_supervisor() {
     assert_eq!(home.run(&["logs", "-n", "0"]).succeeded(), "");
     append(&home.paths.worker_log(&id("zai")), "worker\n");
     assert_eq!(home.run(&["logs", "zai"]).succeeded(), "worker\n");
-    assert_eq!(
-        home.run(&["logs", "zai", "--json"]).succeeded(),
-        "{\"line\":\"worker\"}\n"
-    );
+    assert_eq!(home.run(&["logs", "zai", "--json"]).succeeded(), "{\"line\":\"worker\"}\n");
 }
 
 #[test]
 fn a_missing_log_says_why() {
     let home = Home::new();
     let message = format!("there is no log `{}` yet", home.paths.supervisor_log().display());
-    home.run(&["logs"]).failed(
-        1,
-        &message,
-        Some("it is written from the first start on: `codexctl start`"),
-    );
+    home.run(&["logs"]).failed(1, &message, Some("it is written from the first start on: `codexctl start`"));
     home.write_settings("[[endpoint]]\nid = \"zai\"\npreset = \"zai\"\n");
-    home.run(&["logs", "zia"])
-        .failed(1, "there is no endpoint `zia`", Some("did you mean `zai`?"));
-    home.run(&["logs", "zia", "-f"])
-        .failed(1, "there is no endpoint `zia`", Some("did you mean `zai`?"));
+    home.run(&["logs", "zia"]).failed(1, "there is no endpoint `zia`", Some("did you mean `zai`?"));
+    home.run(&["logs", "zia", "-f"]).failed(1, "there is no endpoint `zia`", Some("did you mean `zai`?"));
 }
 
 #[test]

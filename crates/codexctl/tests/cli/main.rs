@@ -1,5 +1,7 @@
 //! `codexctl` as a process, against stand-ins for the supervisor, a worker, Codex, systemd and an editor.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends there")]
+
 mod home;
 mod supervisor;
 mod worker;
@@ -9,6 +11,7 @@ mod daemon;
 mod edit;
 mod endpoint;
 mod errors;
+mod install;
 mod launch;
 mod logs;
 mod models;

@@ -29,18 +29,13 @@ glm-4.7 (default)  GLM 4.7  200 k    text   low, high
 ";
     assert_eq!(home.run(&["models", "zai"]).succeeded(), expected);
     assert_eq!(home.run(&["models", "zai", "--refresh", "--json"]).json(), body);
-    assert_eq!(
-        worker.requests(),
-        ["GET /v1/models HTTP/1.1", "GET /v1/models?refresh=1 HTTP/1.1"]
-    );
+    assert_eq!(worker.requests(), ["GET /v1/models HTTP/1.1", "GET /v1/models?refresh=1 HTTP/1.1"]);
 }
 
 #[test]
 fn an_old_list_and_a_missing_one_say_why() {
-    let (home, _worker, _supervisor) = serve(
-        200,
-        &json!({ "models": [], "problem": { "message": "no network", "hint": "is there one?" } }),
-    );
+    let (home, _worker, _supervisor) =
+        serve(200, &json!({ "models": [], "problem": { "message": "no network", "hint": "is there one?" } }));
     let ended = home.run(&["models", "zai"]);
     assert_eq!(ended.succeeded(), "zai offers no models\n");
     assert_eq!(
@@ -49,24 +44,15 @@ fn an_old_list_and_a_missing_one_say_why() {
     );
 
     let (home, worker, _supervisor) = serve(500, &json!({ "error": { "message": "inner trouble" } }));
-    let message = format!(
-        "endpoint `zai` at http://{} gives no model list: HTTP 500: inner trouble",
-        worker.address
-    );
-    home.run(&["models", "zai"])
-        .failed(1, &message, Some("`codexctl logs zai` shows what its worker does"));
+    let message = format!("endpoint `zai` at http://{} gives no model list: HTTP 500: inner trouble", worker.address);
+    home.run(&["models", "zai"]).failed(1, &message, Some("`codexctl logs zai` shows what its worker does"));
 }
 
 #[test]
 fn an_endpoint_that_cannot_run_says_why() {
     let home = Home::new();
     let _supervisor = Supervisor::answering(&home, &[], |_, _| {
-        Some(Err(RpcError::new(
-            code::BROKEN,
-            "endpoint `zai` cannot start",
-            Some("do this".to_owned()),
-        )))
+        Some(Err(RpcError::new(code::BROKEN, "endpoint `zai` cannot start", Some("do this".to_owned()))))
     });
-    home.run(&["models", "zai"])
-        .failed(1, "endpoint `zai` cannot start", Some("do this"));
+    home.run(&["models", "zai"]).failed(1, "endpoint `zai` cannot start", Some("do this"));
 }

@@ -9,23 +9,16 @@ fn any_method_can_be_called() {
     let home = Home::new();
     let supervisor = Supervisor::answering(&home, &[], |method, _| match method {
         "some.method" => Some(Ok(json!({ "a": [1, "ä"] }))),
-        "other.method" => Some(Err(RpcError::new(
-            code::INVALID_PARAMS,
-            "that does not fit",
-            Some("try this".to_owned()),
-        ))),
+        "other.method" => {
+            Some(Err(RpcError::new(code::INVALID_PARAMS, "that does not fit", Some("try this".to_owned()))))
+        }
         _ => None,
     });
     let ended = home.run(&["rpc", "some.method", "{\"x\": 1}"]);
     assert_eq!(ended.succeeded(), "{\n  \"a\": [\n    1,\n    \"ä\"\n  ]\n}\n");
-    assert_eq!(
-        home.run(&["rpc", "some.method", "--json"]).succeeded(),
-        "{\"a\":[1,\"ä\"]}\n"
-    );
-    home.run(&["rpc", "other.method"])
-        .failed(1, "that does not fit", Some("try this"));
-    home.run(&["rpc", "no.method"])
-        .failed(1, "there is no method `no.method`", None);
+    assert_eq!(home.run(&["rpc", "some.method", "--json"]).succeeded(), "{\"a\":[1,\"ä\"]}\n");
+    home.run(&["rpc", "other.method"]).failed(1, "that does not fit", Some("try this"));
+    home.run(&["rpc", "no.method"]).failed(1, "there is no method `no.method`", None);
     assert_eq!(supervisor.calls()[0], ("some.method".to_owned(), json!({ "x": 1 })));
     assert_eq!(supervisor.calls()[1], ("some.method".to_owned(), Value::Null));
 }
@@ -40,10 +33,7 @@ fn parameters_that_are_no_object_are_wrong_usage() {
         Some("write e.g. '{\"id\": \"zai\"}'"),
     );
     let ended = home.run(&["rpc", "m", "{"]);
-    assert!(
-        ended.code == Some(2) && ended.stderr.starts_with("error: the parameters are not JSON: "),
-        "{ended:#?}"
-    );
+    assert!(ended.code == Some(2) && ended.stderr.starts_with("error: the parameters are not JSON: "), "{ended:#?}");
     assert_eq!(supervisor.methods(), Vec::<String>::new());
 }
 
@@ -58,11 +48,7 @@ fn events_are_printed_as_they_come_until_the_supervisor_ends() {
             "detail": {},
         })
     };
-    let events: Vec<Value> = ended
-        .stdout
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let events: Vec<Value> = ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(events, [event(1), event(2)]);
     let expected = "error: the supervisor closed the connection\n  hint: `codexctl logs` says why; `codexctl start` starts it again\n";
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(3), expected));

@@ -4,9 +4,7 @@ use crate::home::Home;
 use crate::supervisor::{Supervisor, daemon, endpoint};
 
 fn now_ms() -> u64 {
-    let since = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap();
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     u64::try_from(since.as_millis()).unwrap()
 }
 
@@ -16,9 +14,8 @@ fn status_of(status: &Value, has_codex: bool) -> (Home, Supervisor) {
         home.program("codex", "exit 1");
     }
     let status = status.clone();
-    let supervisor = Supervisor::answering(&home, &[], move |method, _| {
-        (method == "daemon.status").then(|| Ok(status.clone()))
-    });
+    let supervisor =
+        Supervisor::answering(&home, &[], move |method, _| (method == "daemon.status").then(|| Ok(status.clone())));
     (home, supervisor)
 }
 
@@ -62,13 +59,7 @@ supervisor 0.1.0 (pid 99), up 5 h 0 min, protection reduced: no service manager 
     // The table's columns depend on its longest cell; what matters is each cell.
     let squeeze = |text: &str| {
         text.lines()
-            .map(|line| {
-                line.split("  ")
-                    .map(str::trim)
-                    .filter(|cell| !cell.is_empty())
-                    .collect::<Vec<_>>()
-                    .join("|")
-            })
+            .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>().join("|"))
             .collect::<Vec<_>>()
     };
     assert_eq!(squeeze(home.run(&["status"]).succeeded()), squeeze(expected));
@@ -86,13 +77,7 @@ fn the_first_line_says_whether_it_works_and_the_second_what_to_do() {
     });
     let problem = json!({ "message": "endpoint `zai` has no key", "hint": "store one with `codexctl login zai`" });
     for (endpoints, has_codex, works, first, second) in [
-        (
-            vec![endpoint("zai", json!({}))],
-            true,
-            json!(null),
-            "ready: Codex → zai → Z.AI (no request yet)",
-            "",
-        ),
+        (vec![endpoint("zai", json!({}))], true, json!(null), "ready: Codex → zai → Z.AI (no request yet)", ""),
         (
             vec![endpoint("zai", json!({ "counters": { "last_failure": failure } }))],
             true,
@@ -122,10 +107,7 @@ fn the_first_line_says_whether_it_works_and_the_second_what_to_do() {
             "  hint: `codexctl endpoint set zai enabled true`",
         ),
         (
-            vec![endpoint(
-                "zai",
-                json!({ "state": "restarting", "last_exit": "signal 9" }),
-            )],
+            vec![endpoint("zai", json!({ "state": "restarting", "last_exit": "signal 9" }))],
             true,
             json!(false),
             "does not work: Codex → zai ✗ (restarts after signal 9, requests wait)",
@@ -153,11 +135,15 @@ fn the_first_line_says_whether_it_works_and_the_second_what_to_do() {
             "  hint: `codexctl endpoint add --preset PRESET` adds one, `codexctl presets` lists the presets",
         ),
         (
+            vec![endpoint("own", json!({ "name": "own", "provider": "custom", "base_url": "http://h/v1" }))],
+            true,
+            json!(null),
+            "ready: Codex → own → http://h/v1 (no request yet)",
+            "",
+        ),
+        (
             // Without a default endpoint the first one stands for all.
-            vec![
-                endpoint("b", json!({ "is_default": false })),
-                endpoint("a", json!({ "is_default": false })),
-            ],
+            vec![endpoint("b", json!({ "is_default": false })), endpoint("a", json!({ "is_default": false }))],
             true,
             json!(null),
             "ready: Codex → b → Z.AI (no request yet)",
@@ -174,10 +160,7 @@ fn the_first_line_says_whether_it_works_and_the_second_what_to_do() {
 
 #[test]
 fn two_endpoints_without_a_default_and_another_version_are_told() {
-    let endpoints = [
-        endpoint("b", json!({ "is_default": false })),
-        endpoint("a", json!({ "is_default": false })),
-    ];
+    let endpoints = [endpoint("b", json!({ "is_default": false })), endpoint("a", json!({ "is_default": false }))];
     let (home, _supervisor) = status_of(&daemon(&endpoints, json!({ "version": "9.9.9" })), true);
     let ended = home.run(&["status"]);
     for expected in [
@@ -192,11 +175,7 @@ fn two_endpoints_without_a_default_and_another_version_are_told() {
 fn a_supervisor_that_does_not_run_is_not_started() {
     let mut home = Home::new();
     home.install_codexctl("own");
-    home.run(&["status"]).failed(
-        3,
-        "the supervisor is not running",
-        Some("start it with `codexctl start`"),
-    );
+    home.run(&["status"]).failed(3, "the supervisor is not running", Some("start it with `codexctl start`"));
     // A socket that was left behind is no supervisor.
     drop(std::os::unix::net::UnixListener::bind(home.paths.control_socket()).unwrap());
     let ended = home.run(&["status", "--json"]);

@@ -35,10 +35,8 @@ pub(crate) fn endpoint(id: &str, changes: Value) -> Value {
 
 /// The supervisor's status.
 pub(crate) fn daemon(endpoints: &[Value], changes: Value) -> Value {
-    let default = endpoints
-        .iter()
-        .find(|endpoint| endpoint["is_default"] == true)
-        .map(|endpoint| endpoint["id"].clone());
+    let default =
+        endpoints.iter().find(|endpoint| endpoint["is_default"] == true).map(|endpoint| endpoint["id"].clone());
     let mut status = json!({
         "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(), "started_at_ms": 1_000, "protection": "full",
         "settings": { "path": "/s.toml", "problem": null }, "default_endpoint": default, "endpoints": endpoints,
@@ -134,10 +132,9 @@ fn converse(stream: &UnixStream, mut answer: impl FnMut(&str, &Value) -> Result<
                     "sequence": sequence, "at_ms": 5, "kind": "endpoint.state", "endpoint": "zai",
                     "message": "zai is running", "detail": {},
                 });
-                text.push_str(&format!(
-                    "{}\n",
-                    json!({ "jsonrpc": "2.0", "method": "event", "params": event })
-                ));
+                let notification = json!({ "jsonrpc": "2.0", "method": "event", "params": event });
+                text.push_str(&notification.to_string());
+                text.push('\n');
             }
         }
         if writer.write_all(text.as_bytes()).is_err() || method == "events.subscribe" {
@@ -149,18 +146,11 @@ fn converse(stream: &UnixStream, mut answer: impl FnMut(&str, &Value) -> Result<
 
 fn own_answer(endpoints: &[Value], method: &str, params: &Value) -> Result<Value, RpcError> {
     let named = || match params.get("id").filter(|id| !id.is_null()) {
-        Some(id) => endpoints
-            .iter()
-            .find(|endpoint| endpoint["id"] == *id)
-            .cloned()
-            .ok_or_else(|| {
-                let message = format!("there is no endpoint `{}`", id.as_str().unwrap_or_default());
-                RpcError::new(code::NOT_FOUND, message, Some("did you mean `zai`?".to_owned()))
-            }),
-        None => endpoints
-            .first()
-            .cloned()
-            .ok_or_else(|| RpcError::new(code::NOT_FOUND, "there is no endpoint", None)),
+        Some(id) => endpoints.iter().find(|endpoint| endpoint["id"] == *id).cloned().ok_or_else(|| {
+            let message = format!("there is no endpoint `{}`", id.as_str().unwrap_or_default());
+            RpcError::new(code::NOT_FOUND, message, Some("did you mean `zai`?".to_owned()))
+        }),
+        None => endpoints.first().cloned().ok_or_else(|| RpcError::new(code::NOT_FOUND, "there is no endpoint", None)),
     };
     match method {
         "daemon.status" | "daemon.reload" => Ok(daemon(endpoints, json!({}))),
@@ -170,11 +160,7 @@ fn own_answer(endpoints: &[Value], method: &str, params: &Value) -> Result<Value
         "endpoint.remove" | "endpoint.default" => named().map(|_| Value::Null),
         "endpoint.set" | "endpoint.start" | "endpoint.stop" | "endpoint.restart" | "endpoint.wake" => named(),
         "events.subscribe" => Ok(Value::Null),
-        _ => Err(RpcError::new(
-            code::METHOD_NOT_FOUND,
-            format!("there is no method `{method}`"),
-            None,
-        )),
+        _ => Err(RpcError::new(code::METHOD_NOT_FOUND, format!("there is no method `{method}`"), None)),
     }
 }
 
@@ -184,10 +170,7 @@ const STAND_IN: &str = "CODEXCTL_TEST_STAND_IN";
 /// A shell script that becomes a supervisor process; for tests of starting and stopping one.
 pub(crate) fn stand_in_script() -> String {
     let test = std::env::current_exe().unwrap();
-    format!(
-        "{STAND_IN}=1 exec '{}' --ignored --exact --nocapture supervisor::stand_in",
-        test.display()
-    )
+    format!("{STAND_IN}=1 exec '{}' --ignored --exact --nocapture supervisor::stand_in", test.display())
 }
 
 /// Not a test: the process that [`stand_in_script`] starts. Serves until it is asked to stop.
@@ -206,11 +189,7 @@ fn stand_in() {
         let mut stops = false;
         converse(&stream.unwrap(), |method, params| {
             stops = method == "daemon.stop";
-            if stops {
-                Ok(Value::Null)
-            } else {
-                own_answer(&[], method, params)
-            }
+            if stops { Ok(Value::Null) } else { own_answer(&[], method, params) }
         });
         if stops {
             break;

@@ -11,7 +11,7 @@ const KEY: &str = "sk-test-0123456789abcdef";
 fn a_typed_key_is_not_shown() {
     let home = Home::new();
     let _supervisor = Supervisor::with(&home, &[]);
-    let ended = home.run_on_terminal(&["endpoint", "add", "--preset", "zai"], &format!("{KEY}\n"));
+    let ended = home.run_on_hiding_terminal(&["endpoint", "add", "--preset", "zai"], &format!("{KEY}\n"));
     assert_eq!(ended.code, Some(0), "{ended:#?}");
     assert!(ended.stdout.contains("key for Z.AI (not shown): "), "{ended:#?}");
     assert!(!ended.stdout.contains(KEY), "{ended:#?}");
@@ -24,12 +24,7 @@ fn the_usual_variable_is_offered() {
     home.set("ZAI_API_KEY", KEY);
     let _supervisor = Supervisor::with(&home, &[]);
     let ended = home.run_on_terminal(&["endpoint", "add", "--preset", "zai"], "\n");
-    assert!(
-        ended
-            .stdout
-            .contains("key for Z.AI (not shown, empty for the one in $ZAI_API_KEY): "),
-        "{ended:#?}"
-    );
+    assert!(ended.stdout.contains("key for Z.AI (not shown, empty for the one in $ZAI_API_KEY): "), "{ended:#?}");
     assert_eq!(home.credential("zai"), Some((format!("{KEY}\n"), 0o600)));
 }
 
@@ -64,9 +59,6 @@ fn the_editor_is_opened_again_after_a_mistake() {
     );
     assert_eq!(std::fs::read_to_string(home.paths.settings()).unwrap(), "# good\n");
     let ended = home.run_on_terminal(&["endpoint", "edit"], "n\n");
-    assert!(
-        ended.code == Some(1) && ended.stdout.contains("error: nothing was changed"),
-        "{ended:#?}"
-    );
+    assert!(ended.code == Some(1) && ended.stdout.contains("error: nothing was changed"), "{ended:#?}");
     assert_eq!(std::fs::read_to_string(home.paths.settings()).unwrap(), "# good\n");
 }

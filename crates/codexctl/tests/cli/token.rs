@@ -12,21 +12,12 @@ fn the_token_stands_alone_after_the_endpoint_was_woken() {
     let token = home.make_token("zai");
     let supervisor = Supervisor::with(&home, &[endpoint("zai", json!({}))]);
     let ended = home.run(&["token", "zai"]);
-    assert_eq!(
-        (ended.succeeded(), ended.stderr.as_str()),
-        (format!("{token}\n").as_str(), "")
-    );
-    assert_eq!(
-        home.run(&["token", "zai", "--json"]).json(),
-        json!({ "endpoint": "zai", "token": token })
-    );
+    assert_eq!((ended.succeeded(), ended.stderr.as_str()), (format!("{token}\n").as_str(), ""));
+    assert_eq!(home.run(&["token", "zai", "--json"]).json(), json!({ "endpoint": "zai", "token": token }));
     let (method, params) = &supervisor.calls()[0];
     assert_eq!((method.as_str(), &params["id"]), ("endpoint.wake", &json!("zai")));
     let timeout_ms = params["timeout_ms"].as_u64().unwrap();
-    assert!(
-        (3_000..5_000).contains(&timeout_ms),
-        "the whole command takes 5 s at most, not {timeout_ms} ms and more"
-    );
+    assert!((3_000..5_000).contains(&timeout_ms), "the whole command takes 5 s at most, not {timeout_ms} ms and more");
 }
 
 #[test]
@@ -46,19 +37,12 @@ warning: the supervisor cannot be started: there is no `codex-supervisor` beside
     let home = Home::new();
     let token = format!("{}\n", home.make_token("zai"));
     let _supervisor = Supervisor::answering(&home, &[], |_, _| {
-        Some(Err(RpcError::new(
-            code::BROKEN,
-            "endpoint `zai` is stopped",
-            Some("`codexctl start zai`".to_owned()),
-        )))
+        Some(Err(RpcError::new(code::BROKEN, "endpoint `zai` is stopped", Some("`codexctl start zai`".to_owned()))))
     });
     let ended = home.run(&["token", "zai"]);
     assert_eq!(
         (ended.succeeded(), ended.stderr.as_str()),
-        (
-            token.as_str(),
-            "warning: endpoint `zai` is stopped\n  hint: `codexctl start zai`\n"
-        )
+        (token.as_str(), "warning: endpoint `zai` is stopped\n  hint: `codexctl start zai`\n")
     );
 }
 
@@ -72,12 +56,7 @@ fn a_supervisor_that_hangs_delays_codex_for_a_known_time() {
     let elapsed = started_at.elapsed();
     accepted.recv_timeout(PATIENCE).unwrap();
     assert_eq!(ended.succeeded(), token);
-    assert!(
-        ended
-            .stderr
-            .starts_with("warning: the supervisor does not answer in time\n"),
-        "{ended:#?}"
-    );
+    assert!(ended.stderr.starts_with("warning: the supervisor does not answer in time\n"), "{ended:#?}");
     assert!(elapsed.as_millis() < 1_000, "{elapsed:?}");
 }
 
@@ -92,6 +71,5 @@ fn no_token_is_a_failure() {
     let _supervisor = Supervisor::with(&home, &[endpoint("zai", json!({}))]);
     let path = home.paths.token(&crate::home::id("zai"));
     let message = format!("endpoint `zai` has no token in `{}`", path.display());
-    home.run(&["token", "zai"])
-        .failed(1, &message, Some("`codexctl restart zai` makes one"));
+    home.run(&["token", "zai"]).failed(1, &message, Some("`codexctl restart zai` makes one"));
 }

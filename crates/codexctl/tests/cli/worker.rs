@@ -18,27 +18,16 @@ impl Worker {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let (seen, token, body) = (
-            requests.clone(),
-            format!("\r\nauthorization: Bearer {token}\r\n"),
-            body.to_string(),
-        );
+        let (seen, token, body) =
+            (requests.clone(), format!("\r\nauthorization: Bearer {token}\r\n"), body.to_string());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { break };
                 let head = read_head(&mut stream);
-                let (status, body) = if head.contains(&token) {
-                    (status, body.as_str())
-                } else {
-                    (401, "{}")
-                };
-                seen.lock()
-                    .unwrap()
-                    .push(head.lines().next().unwrap_or_default().to_owned());
-                let answer = format!(
-                    "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-                    body.len()
-                );
+                let (status, body) = if head.contains(&token) { (status, body.as_str()) } else { (401, "{}") };
+                seen.lock().unwrap().push(head.lines().next().unwrap_or_default().to_owned());
+                let answer =
+                    format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
                 let _ = stream.write_all(answer.as_bytes());
             }
         });

@@ -51,10 +51,7 @@ impl Route {
             "POST {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\naccept: text/event-stream\r\ncontent-type: application/json\r\nuser-agent: bench\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
-        Self {
-            address,
-            bytes: [head.as_bytes(), body].concat(),
-        }
+        Self { address, bytes: [head.as_bytes(), body].concat() }
     }
 
     /// Sends it on a connection of its own, as Codex does; gives the time from connecting to the first delta.
@@ -122,10 +119,7 @@ pub(crate) fn body(bytes: usize) -> Vec<u8> {
             json!({ "type": "function_call_output", "call_id": format!("call_{turn}"), "output": output[..left] }),
         ];
         size += items.iter().map(|item| item.to_string().len() + 1).sum::<usize>();
-        request["input"]
-            .as_array_mut()
-            .expect("`input` was just made")
-            .extend(items);
+        request["input"].as_array_mut().expect("`input` was just made").extend(items);
     }
     Value::to_string(&request).into_bytes()
 }

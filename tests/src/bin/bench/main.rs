@@ -84,12 +84,8 @@ impl Server {
     fn start(mut command: Command) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
-        command
-            .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)))
-            .stdout(Stdio::null());
-        let child = command
-            .spawn()
-            .with_context(|| format!("{} does not start", command.get_program().display()))?;
+        command.stdin(Stdio::from(std::os::fd::OwnedFd::from(listener))).stdout(Stdio::null());
+        let child = command.spawn().with_context(|| format!("{} does not start", command.get_program().display()))?;
         Ok(Self { child, address })
     }
 
@@ -116,17 +112,11 @@ fn measure() -> anyhow::Result<()> {
     let home = SandboxHome::new();
     let upstream = Server::start(part(&["upstream"])?)?;
     let base_url = format!("http://{}/v1", upstream.address);
-    home.write_settings(&format!(
-        "{}auth = {{ kind = \"none\" }}\n",
-        scripted_endpoint(&base_url)
-    ));
+    home.write_settings(&format!("{}auth = {{ kind = \"none\" }}\n", scripted_endpoint(&base_url)));
     let settings = home.paths().settings();
     let worker_command = || {
         let mut command = home.command(binary("codex-worker"));
-        command
-            .arg("--endpoint")
-            .arg(&settings)
-            .env("CODEX_SUPERVISOR_LOG", "warn");
+        command.arg("--endpoint").arg(&settings).env("CODEX_SUPERVISOR_LOG", "warn");
         command
     };
     let mut table = Table::default();
@@ -142,11 +132,7 @@ fn measure() -> anyhow::Result<()> {
         ensure!(health.status == 200, "the worker's health is {}", health.status);
         idle_bytes = worker.usage()?.memory_bytes;
     }
-    table.add(
-        Row::new("worker, memory when idle (MiB)")
-            .worker(table::mib(idle_bytes))
-            .target("5"),
-    );
+    table.add(Row::new("worker, memory when idle (MiB)").worker(table::mib(idle_bytes)).target("5"));
     table.add(
         Row::new("worker, exec to first 200 on /health, p50 (ms)")
             .worker(table::ms(load::percentile(&mut starts, 50)))
@@ -165,16 +151,10 @@ fn measure() -> anyhow::Result<()> {
         runs.push(begin.elapsed());
         ensure!(status.success(), "codexctl status failed with {status}");
     }
-    table.add(
-        Row::new("codexctl status, p50 (ms)")
-            .worker(table::ms(load::percentile(&mut runs, 50)))
-            .target("10"),
-    );
+    table.add(Row::new("codexctl status, p50 (ms)").worker(table::ms(load::percentile(&mut runs, 50))).target("10"));
     let supervisor = process::usage(home.supervisor_pid().context("the supervisor runs")?)?;
     table.add(
-        Row::new("supervisor, memory with one endpoint (MiB)")
-            .worker(table::mib(supervisor.memory_bytes))
-            .target("15"),
+        Row::new("supervisor, memory with one endpoint (MiB)").worker(table::mib(supervisor.memory_bytes)).target("15"),
     );
     home.stop();
 
@@ -232,9 +212,7 @@ fn measure() -> anyhow::Result<()> {
         );
     }
     table.add(
-        Row::new("worker, memory after all runs (MiB)")
-            .worker(table::mib(worker.usage()?.memory_bytes))
-            .target("25"),
+        Row::new("worker, memory after all runs (MiB)").worker(table::mib(worker.usage()?.memory_bytes)).target("25"),
     );
     println!("{table}");
     Ok(())

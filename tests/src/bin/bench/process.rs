@@ -22,21 +22,12 @@ const TICKS_PER_SECOND: u64 = 100;
 
 pub(crate) fn usage(pid: u32) -> anyhow::Result<Usage> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let kilobytes = status.lines().find_map(|line| {
-        line.strip_prefix("VmRSS:")?
-            .trim()
-            .strip_suffix(" kB")?
-            .parse::<u64>()
-            .ok()
-    });
+    let kilobytes =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let (_, fields) = stat.rsplit_once(')').context("no name in /proc/PID/stat")?;
-    let ticks: u64 = fields
-        .split_ascii_whitespace()
-        .skip(USER_TIME)
-        .take(2)
-        .map(|field| field.parse().unwrap_or(0))
-        .sum();
+    let ticks: u64 =
+        fields.split_ascii_whitespace().skip(USER_TIME).take(2).map(|field| field.parse().unwrap_or(0)).sum();
     Ok(Usage {
         memory_bytes: kilobytes.context("no VmRSS in /proc/PID/status")? * 1024,
         processor: Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND),

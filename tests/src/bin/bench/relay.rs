@@ -36,9 +36,8 @@ pub(crate) fn run(to: SocketAddr) -> anyhow::Result<()> {
             });
             tokio::spawn(async move {
                 // A connection that fails concerns its client only.
-                let _ = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
+                let _ =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
             });
         }
     })

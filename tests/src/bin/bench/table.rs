@@ -6,15 +6,7 @@ use std::time::Duration;
 /// One line.
 pub(crate) struct Row([String; 7]);
 
-const HEADINGS: [&str; 7] = [
-    "",
-    "direct",
-    "pass-through",
-    "worker",
-    "added",
-    "added / pass-through's",
-    "target",
-];
+const HEADINGS: [&str; 7] = ["", "direct", "pass-through", "worker", "added", "added / pass-through's", "target"];
 
 impl Row {
     pub(crate) fn new(what: &str) -> Self {
@@ -38,21 +30,13 @@ impl Row {
     /// What the worker adds to the direct route, and how that compares with what the pass-through adds.
     pub(crate) fn added(self, direct: Duration, relay: Duration, worker: Duration) -> Self {
         let [ours, floor] = [worker, relay].map(|time| (time.as_secs_f64() - direct.as_secs_f64()) * 1e6);
-        let ratio = if floor > 0.0 {
-            format!("{:.2}", ours / floor)
-        } else {
-            "–".to_owned()
-        };
+        let ratio = if floor > 0.0 { format!("{:.2}", ours / floor) } else { "–".to_owned() };
         self.with(4, format!("{ours:.0}")).with(5, ratio)
     }
 
     /// The goal: of what is added where that is shown, else of the worker's figure.
     pub(crate) fn target(self, value: &str) -> Self {
-        let value = if value.is_empty() {
-            String::new()
-        } else {
-            format!("≤ {value}")
-        };
+        let value = if value.is_empty() { String::new() } else { format!("≤ {value}") };
         self.with(6, value)
     }
 
@@ -82,13 +66,11 @@ impl fmt::Display for Table {
         for row in rows {
             let cells = row.0.iter().zip(&widths).enumerate();
             let cells: Vec<String> = cells
-                .map(|(column, (cell, width))| {
-                    if column == 0 {
-                        format!("{cell:<width$}")
-                    } else {
-                        format!("{cell:>width$}")
-                    }
-                })
+                .map(
+                    |(column, (cell, width))| {
+                        if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+                    },
+                )
                 .collect();
             writeln!(f, "{}", cells.join("  ").trim_end())?;
         }

@@ -42,9 +42,7 @@ async fn serve(mut stream: TcpStream, last: &Mutex<Vec<u8>>) -> std::io::Result<
             }
         };
         let head = String::from_utf8_lossy(&pending[..head_end]).to_ascii_lowercase();
-        let length = head
-            .lines()
-            .find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
         let end = if head.contains("transfer-encoding: chunked") {
             loop {
                 if pending.ends_with(b"\r\n0\r\n\r\n") {
@@ -64,23 +62,17 @@ async fn serve(mut stream: TcpStream, last: &Mutex<Vec<u8>>) -> std::io::Result<
         }
         if head.starts_with("get /last ") {
             let body = last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            stream
-                .write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes())
-                .await?;
+            stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes()).await?;
             stream.write_all(&body).await?;
         } else if head.starts_with("get ") {
             let body = r#"{"object":"list","data":[{"id":"scripted","object":"model"}]}"#;
-            let head = format!(
-                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-                body.len()
-            );
+            let head =
+                format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
             stream.write_all(format!("{head}{body}").as_bytes()).await?;
         } else {
             stream.write_all(&first).await?;
             stream.write_all(&rest).await?;
-            last.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone_from(&pending[head_end..end].to_vec());
+            last.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&pending[head_end..end].to_vec());
         }
         if head.contains("connection: close") {
             return Ok(());
@@ -98,16 +90,9 @@ fn answer() -> (Vec<u8>, Vec<u8>) {
         format!("{:x}\r\n{data}\r\n", data.len())
     };
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
-    let first = format!(
-        "{head}{}",
-        chunk(r#"{"role":"assistant","content":"first "}"#, "null", "")
-    );
+    let first = format!("{head}{}", chunk(r#"{"role":"assistant","content":"first "}"#, "null", ""));
     let mut rest = chunk(r#"{"content":"more "}"#, "null", "").repeat(DELTAS - 1);
-    rest += &chunk(
-        "{}",
-        "\"stop\"",
-        r#","usage":{"prompt_tokens":100,"completion_tokens":20,"total_tokens":120}"#,
-    );
+    rest += &chunk("{}", "\"stop\"", r#","usage":{"prompt_tokens":100,"completion_tokens":20,"total_tokens":120}"#);
     rest += "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n";
     (first.into_bytes(), rest.into_bytes())
 }

@@ -51,7 +51,11 @@ impl<'a> Event<'a> {
                     event.message = Some(message);
                 }
                 "usage" => event.usage = Some(reader.value()?),
-                "error" => event.error = Some(reader.value()?).filter(|error| !error.is_null()),
+                "error" => {
+                    // Placeholders are nothing.
+                    let is_error = |error: &Raw<'_>| error.entries().next().is_some() || !decoded(*error).is_empty();
+                    event.error = Some(reader.value()?).filter(is_error);
+                }
                 "content" => event.content = Some(reader.value()?),
                 "stop_reason" => event.stop_reason = Some(reader.value()?),
                 "detail" | "msg" => event.has_error_words |= !reader.value()?.is_null(),

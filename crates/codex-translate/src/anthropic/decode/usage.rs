@@ -66,14 +66,23 @@ mod tests {
                 counts(1972, 1200, 89, 0),
             ),
             (&[r#"{"input_tokens":77,"output_tokens":3,"cache_read_input_tokens":50}"#], counts(127, 50, 3, 0)),
-            (&[r#"{"input_tokens":9,"output_tokens":1}"#, r#"{"input_tokens":0,"output_tokens":4}"#], counts(9, 0, 4, 0)),
-            (&[r#"{"input_tokens":0,"output_tokens":0}"#, r#"{"input_tokens":9,"output_tokens":4}"#], counts(9, 0, 4, 0)),
+            (
+                &[r#"{"input_tokens":9,"output_tokens":1}"#, r#"{"input_tokens":0,"output_tokens":4}"#],
+                counts(9, 0, 4, 0),
+            ),
+            (
+                &[r#"{"input_tokens":0,"output_tokens":0}"#, r#"{"input_tokens":9,"output_tokens":4}"#],
+                counts(9, 0, 4, 0),
+            ),
             (&[r#"{"input_tokens":9,"output_tokens":4}"#, r#"{"output_tokens":6}"#, "null"], counts(9, 0, 6, 0)),
             (
                 &[r#"{"input_tokens":9,"output_tokens":40,"output_tokens_details":{"thinking_tokens":30}}"#],
                 counts(9, 0, 40, 30),
             ),
-            (&[r#"{"cache_read_input_tokens":9,"cache_creation":{"ephemeral_5m_input_tokens":1}}"#], counts(9, 9, 0, 0)),
+            (
+                &[r#"{"cache_read_input_tokens":9,"cache_creation":{"ephemeral_5m_input_tokens":1}}"#],
+                counts(9, 9, 0, 0),
+            ),
             (&[r#"{"output_tokens":6}"#], None),
             (&[r#"{"input_tokens":-1,"output_tokens":"x"}"#, "7", "{}"], None),
         ];

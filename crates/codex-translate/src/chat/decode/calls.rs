@@ -224,7 +224,8 @@ mod tests {
     use super::*;
 
     fn tools() -> ToolTable {
-        let request = br#"{"model":"m","input":[],"tools":[{"type":"function","name":"run"},{"type":"function","name":"look"},
+        let request =
+            br#"{"model":"m","input":[],"tools":[{"type":"function","name":"run"},{"type":"function","name":"look"},
             {"type":"custom","name":"apply_patch"}]}"#;
         ToolTable::from_request(&crate::Request::parse(request).unwrap())
     }
@@ -346,7 +347,10 @@ mod tests {
 
         let call = r#"[{"id":"a","extra_content":{"google":{"thought_signature":"S"}},"function":{"name":"run"}}]"#;
         calls.add(crate::json::parse(call).unwrap()).unwrap();
-        assert_eq!(calls.finish(&tools()).0[0].extra_content.as_deref(), Some(r#"{"google":{"thought_signature":"S"}}"#));
+        assert_eq!(
+            calls.finish(&tools()).0[0].extra_content.as_deref(),
+            Some(r#"{"google":{"thought_signature":"S"}}"#)
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use crate::json::{self, Kind, Raw, Reader};
+use crate::json::{self, Kind, Raw, Reader, Str};
 
 /// What one chunk says.
 #[derive(Debug, Default)]
@@ -27,40 +27,41 @@ pub(super) struct Chunk<'a> {
 }
 
 /// The part of a chunk that is an answer.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Choice<'a> {
     index: u64,
     pub(super) delta: Option<Said<'a>>,
     pub(super) message: Option<Said<'a>>,
-    pub(super) finish_reason: Cow<'a, str>,
+    pub(super) finish_reason: Str<'a>,
     pub(super) usage: Option<Raw<'a>>,
     pub(super) error: Option<Raw<'a>>,
 }
 
-/// A `delta` or a `message`.
-#[derive(Debug, Default)]
+/// A `delta` or a `message`. Texts are kept as they were written, and are empty where there is none.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Said<'a> {
     pub(super) content: Content<'a>,
-    pub(super) refusal: Cow<'a, str>,
-    pub(super) reasoning_content: Cow<'a, str>,
-    pub(super) reasoning: Cow<'a, str>,
+    pub(super) refusal: Str<'a>,
+    pub(super) reasoning_content: Str<'a>,
+    pub(super) reasoning: Str<'a>,
     pub(super) reasoning_details: Option<Raw<'a>>,
     pub(super) tool_calls: Option<Raw<'a>>,
     pub(super) function_call: Option<Raw<'a>>,
 }
 
 /// Visible text, in either of its forms.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Content<'a> {
-    Text(Cow<'a, str>),
+    Text(Str<'a>),
     /// Typed parts, which may be reasoning too.
     Parts(Raw<'a>),
 }
 
-impl Default for Content<'_> {
-    fn default() -> Self {
-        Self::Text(Cow::Borrowed(""))
-    }
+/// The text of a chunk that says nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Only<'a> {
+    Content(Str<'a>),
+    Reasoning(Str<'a>),
 }
 
 impl<'a> Chunk<'a> {
@@ -70,6 +71,37 @@ impl<'a> Chunk<'a> {
         let chunk = Self::read(&mut reader)?;
         reader.finish()?;
         Ok(chunk)
+    }
+
+    /// The text of the chunk, if that is all there is to it.
+    pub(super) fn only(&self) -> Option<Only<'a>> {
+        let is_bare = self.usage.is_none()
+            && self.x_groq.is_none()
+            && self.error.is_none()
+            && self.base_resp.is_none()
+            && self.data.is_none()
+            && !self.is_error_object
+            && !self.has_error_words;
+        let choice = self.choice.as_ref().filter(|_| is_bare)?;
+        if !choice.finish_reason.is_empty()
+            || choice.message.is_some()
+            || choice.usage.is_some()
+            || choice.error.is_some()
+        {
+            return None;
+        }
+        let said = choice.delta.as_ref()?;
+        let is_text = said.refusal.is_empty()
+            && said.reasoning_details.is_none()
+            && said.tool_calls.is_none()
+            && said.function_call.is_none();
+        let Content::Text(content) = said.content else { return None };
+        match (content.is_empty(), said.reasoning_content.is_empty(), said.reasoning.is_empty()) {
+            (false, true, true) if is_text => Some(Only::Content(content)),
+            (true, false, true) if is_text => Some(Only::Reasoning(said.reasoning_content)),
+            (true, true, false) if is_text => Some(Only::Reasoning(said.reasoning)),
+            _ => None,
+        }
     }
 
     fn read(reader: &mut Reader<'a>) -> Result<Self, json::Error> {
@@ -100,7 +132,9 @@ impl<'a> Chunk<'a> {
                 "error" => chunk.error = something(reader.value()?).or(chunk.error),
                 "base_resp" => chunk.base_resp = something(reader.value()?),
                 "data" => chunk.data = Some(reader.value()?).filter(|value| value.kind() == Kind::Object),
-                "object" | "type" => chunk.is_error_object |= reader.value()?.as_str().is_some_and(|name| name.is("error")),
+                "object" | "type" => {
+                    chunk.is_error_object |= reader.value()?.as_str().is_some_and(|name| name.is("error"));
+                }
                 "message" | "detail" => {
                     chunk.has_error_words |= matches!(reader.value()?.kind(), Kind::String | Kind::Array);
                 }
@@ -115,7 +149,8 @@ impl<'a> Chunk<'a> {
 
 impl<'a> Choice<'a> {
     fn read(reader: &mut Reader<'a>) -> Result<Self, json::Error> {
-        let mut choice = Self::default();
+        let mut choice =
+            Self { index: 0, delta: None, message: None, finish_reason: Str::EMPTY, usage: None, error: None };
         reader.enter_object()?;
         while let Some(key) = reader.next_key()? {
             match key.escaped() {
@@ -146,15 +181,23 @@ impl<'a> Said<'a> {
             reader.value()?;
             return Ok(None);
         }
-        let mut said = Self::default();
+        let mut said = Self {
+            content: Content::Text(Str::EMPTY),
+            refusal: Str::EMPTY,
+            reasoning_content: Str::EMPTY,
+            reasoning: Str::EMPTY,
+            reasoning_details: None,
+            tool_calls: None,
+            function_call: None,
+        };
         reader.enter_object()?;
         while let Some(key) = reader.next_key()? {
             let place = match key.escaped() {
                 "content" => {
                     let value = reader.value()?;
-                    match value.kind() {
-                        Kind::Array | Kind::Object => said.content = Content::Parts(value),
-                        Kind::String if value.text() != "\"\"" => said.content = Content::Text(decoded(value)),
+                    match (value.kind(), value.as_str()) {
+                        (Kind::Array | Kind::Object, _) => said.content = Content::Parts(value),
+                        (_, Some(text)) if !text.is_empty() => said.content = Content::Text(text),
                         _ => {}
                     }
                     continue;
@@ -189,8 +232,8 @@ impl<'a> Said<'a> {
 }
 
 /// The next value if it is a string, the empty string otherwise.
-fn text<'a>(reader: &mut Reader<'a>) -> Result<Cow<'a, str>, json::Error> {
-    Ok(decoded(reader.value()?))
+fn text<'a>(reader: &mut Reader<'a>) -> Result<Str<'a>, json::Error> {
+    Ok(reader.value()?.as_str().unwrap_or(Str::EMPTY))
 }
 
 /// The string `value` is, or the empty string.
@@ -207,48 +250,6 @@ fn something(value: Raw<'_>) -> Option<Raw<'_>> {
         Kind::Number => false,
     };
     (!is_placeholder).then_some(value)
-}
-
-/// The payload with each surrogate that lacks its other half replaced, if it has any.
-///
-/// Hosts that cut JavaScript strings by length cut pairs in two, and escape the halves: correct JSON by its grammar,
-/// but no text.
-pub(super) fn without_lone_surrogates(payload: &str) -> Option<String> {
-    const REPLACEMENT: &str = "\\ufffd";
-    let hex4 = |at: usize| {
-        let digits = payload.get(at..at + 4)?;
-        digits.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| u16::from_str_radix(digits, 16).ok())?
-    };
-    let bytes = payload.as_bytes();
-    let mut repaired = String::new();
-    let (mut kept, mut at) = (0, 0);
-    while let Some(found) = memchr::memchr(b'\\', &bytes[at..]) {
-        at += found;
-        let unit = if bytes.get(at + 1) == Some(&b'u') { hex4(at + 2) } else { None };
-        let Some(unit) = unit else {
-            at += 2;
-            if at >= bytes.len() {
-                break;
-            }
-            continue;
-        };
-        let low = (bytes.get(at + 6..at + 8) == Some(br"\u")).then(|| hex4(at + 8)).flatten();
-        match unit {
-            0xD800..=0xDBFF if matches!(low, Some(0xDC00..=0xDFFF)) => at += 12,
-            0xD800..=0xDFFF => {
-                repaired.push_str(&payload[kept..at]);
-                repaired.push_str(REPLACEMENT);
-                at += 6;
-                kept = at;
-            }
-            _ => at += 6,
-        }
-    }
-    if kept == 0 {
-        return None;
-    }
-    repaired.push_str(&payload[kept..]);
-    Some(repaired)
 }
 
 #[cfg(test)]
@@ -282,29 +283,15 @@ mod tests {
         let payload = r#"{"choices":[7,{"index":1,"delta":{"content":"b"}},{"index":0,"delta":{"content":"a"}},{"delta":{"content":"c"}}]}"#;
         let chunk = Chunk::parse(payload).unwrap();
         let said = chunk.choice.unwrap().delta.unwrap();
-        assert!(matches!(said.content, Content::Text(text) if text == "a"));
+        assert!(matches!(said.content, Content::Text(text) if text.is("a")));
     }
 
     #[test]
     fn placeholders_are_nothing() {
-        let chunk = Chunk::parse(r#"{"error":null,"usage":{},"x_groq":[],"base_resp":"","choices":null,"error":false}"#).unwrap();
+        let chunk =
+            Chunk::parse(r#"{"error":null,"usage":{},"x_groq":[],"base_resp":"","choices":null,"error":false}"#)
+                .unwrap();
         assert!(chunk.error.is_none() && chunk.usage.is_none() && chunk.x_groq.is_none() && chunk.base_resp.is_none());
         assert!(chunk.has_choices);
-    }
-
-    #[test]
-    fn lone_surrogates_are_replaced_and_pairs_kept() {
-        let rows = [
-            (r#""a\ud83e""#, Some(r#""a\ufffd""#)),
-            (r#""\udd80b\u0041""#, Some(r#""\ufffdb\u0041""#)),
-            (r#""\ud83e\ud83e\udd80""#, Some(r#""\ufffd\ud83e\udd80""#)),
-            (r#""\ud83e\udd80 \\ud83e \n""#, None),
-            (r#""plain \"#, None),
-            (r#""\u12"#, None),
-            (r#""\ud8é""#, None),
-        ];
-        for (payload, expected) in rows {
-            assert_eq!(without_lone_surrogates(payload).as_deref(), expected, "{payload}");
-        }
     }
 }

@@ -90,7 +90,9 @@ impl Split {
         match self.state {
             State::Start | State::Answering => {
                 // A closing tag that the stream leaves alone on its line closes nothing that is worth showing.
-                if !matches!(tag(held.trim(), "</"), Tag::Yes(_, length) if length == held.trim().len()) && !held.is_empty() {
+                if !matches!(tag(held.trim(), "</"), Tag::Yes(_, length) if length == held.trim().len())
+                    && !held.is_empty()
+                {
                     out.push(Piece::Text(held));
                 }
             }

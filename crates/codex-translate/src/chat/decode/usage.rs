@@ -40,7 +40,9 @@ pub(super) fn read(usage: Raw<'_>) -> Option<Usage> {
     let reasoning_tokens = reasoning.unwrap_or_default();
     let mut output_tokens = output.unwrap_or_default();
     // xAI counts reasoning beside the completion; only the total shows it.
-    if reasoning_tokens > 0 && total == Some(input_tokens.saturating_add(output_tokens).saturating_add(reasoning_tokens)) {
+    if reasoning_tokens > 0
+        && total == Some(input_tokens.saturating_add(output_tokens).saturating_add(reasoning_tokens))
+    {
         output_tokens += reasoning_tokens;
     }
     let usage = Usage {
@@ -86,10 +88,22 @@ mod tests {
                 r#"{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13,"prompt_tokens_details":{"cached_tokens":8},"completion_tokens_details":{"reasoning_tokens":3}}"#,
                 counts(9, 8, 4, 3, 13),
             ),
-            (r#"{"prompt_tokens":9,"completion_tokens":2,"total_tokens":11,"prompt_cache_hit_tokens":5}"#, counts(9, 5, 2, 0, 11)),
-            (r#"{"prompt_tokens":9,"completion_tokens":2,"total_tokens":11,"cached_tokens":4,"prompt_tokens_details":null}"#, counts(9, 4, 2, 0, 11)),
-            (r#"{"input_tokens":9,"output_tokens":2,"cache_read_input_tokens":100,"cache_creation_input_tokens":10}"#, counts(119, 100, 2, 0, 121)),
-            (r#"{"prompt_tokens":9,"completion_tokens":2,"total_tokens":16,"completion_tokens_details":{"reasoning_tokens":5}}"#, counts(9, 0, 7, 5, 16)),
+            (
+                r#"{"prompt_tokens":9,"completion_tokens":2,"total_tokens":11,"prompt_cache_hit_tokens":5}"#,
+                counts(9, 5, 2, 0, 11),
+            ),
+            (
+                r#"{"prompt_tokens":9,"completion_tokens":2,"total_tokens":11,"cached_tokens":4,"prompt_tokens_details":null}"#,
+                counts(9, 4, 2, 0, 11),
+            ),
+            (
+                r#"{"input_tokens":9,"output_tokens":2,"cache_read_input_tokens":100,"cache_creation_input_tokens":10}"#,
+                counts(119, 100, 2, 0, 121),
+            ),
+            (
+                r#"{"prompt_tokens":9,"completion_tokens":2,"total_tokens":16,"completion_tokens_details":{"reasoning_tokens":5}}"#,
+                counts(9, 0, 7, 5, 16),
+            ),
             (r#"{"prompt_tokens":9.0,"completion_tokens":"2","total_tokens":1.1e1}"#, counts(9, 0, 2, 0, 11)),
             (r#"{"prompt_tokens":9,"completion_tokens":0,"total_tokens":9}"#, counts(9, 0, 0, 0, 9)),
             (r#"{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}"#, None),

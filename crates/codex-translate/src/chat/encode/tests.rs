@@ -15,7 +15,14 @@ use crate::sealed::Part as SealedPart;
 const KEY: [u8; 32] = [3; 32];
 
 fn target(chat: Profile) -> Target {
-    Target { provider: "zai".into(), model: "glm-4.7".into(), images: true, chat, seal_key: KEY }
+    Target {
+        provider: "zai".into(),
+        model: "glm-4.7".into(),
+        images: true,
+        chat,
+        anthropic: crate::anthropic::Profile::default(),
+        seal_key: KEY,
+    }
 }
 
 /// Encodes and checks.
@@ -230,10 +237,7 @@ fn results_are_moved_behind_their_calls() {
 
 #[test]
 fn a_missing_result_is_filled_in_and_a_lost_one_left_out() {
-    check(
-        json!([call("c1"), user("q")]),
-        json!([called(&["c1"]), returned_text("c1", MISSING_RESULT), said("q")]),
-    );
+    check(json!([call("c1"), user("q")]), json!([called(&["c1"]), returned_text("c1", MISSING_RESULT), said("q")]));
     check(
         json!([user("q"), output("lost"), assistant("a"), output("lost"), assistant("b"), output("c1"), call("c1")]),
         json!([
@@ -261,9 +265,7 @@ fn calls_that_share_an_id_are_told_apart() {
         .map(|(message, call)| messages[message]["tool_calls"][call]["id"].as_str().unwrap())
         .into();
     assert_eq!(ids[0], "c");
-    for (index, content, id) in
-        [(1, "result of c", 0), (2, "second", 1), (4, "third", 2), (6, MISSING_RESULT, 3)]
-    {
+    for (index, content, id) in [(1, "result of c", 0), (2, "second", 1), (4, "third", 2), (6, MISSING_RESULT, 3)] {
         assert_eq!(messages[index], returned_text(ids[id], content));
     }
 }
@@ -296,7 +298,8 @@ fn images_of_outputs_follow_all_results_of_the_turn() {
         {"type": "function_call_output", "call_id": "c2", "output": [text("a pixel"), image("CC")]},
         user("next")
     ]);
-    let shown = |data: &str| json!({"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{data}")}});
+    let shown =
+        |data: &str| json!({"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{data}")}});
     let label = |id: &str| json!({"type": "text", "text": format!("[image in the output of `f`, call {id}]")});
     check(
         input.clone(),
@@ -334,7 +337,8 @@ fn arguments_always_hold_an_object() {
         ("null", json!({"invalid_arguments": "null"})),
         ("say \"hi\" \\ 🦀\n", json!({"invalid_arguments": "say \"hi\" \\ 🦀\n"})),
     ] {
-        let input = json!([{"type": "function_call", "name": "f", "call_id": "c", "arguments": arguments}, output("c")]);
+        let input =
+            json!([{"type": "function_call", "name": "f", "call_id": "c", "arguments": arguments}, output("c")]);
         let messages = messages(&input, Profile::default());
         let sent = messages[0]["tool_calls"][0]["function"]["arguments"].as_str().unwrap();
         assert_eq!(serde_json::from_str::<Value>(sent).unwrap(), expected, "{arguments}");
@@ -397,18 +401,12 @@ fn found_tools_are_named_and_offered() {
         &with_input(&json!([search, {"type": "tool_search_output", "call_id": "c", "tools": found}])),
         &target(Profile::default()),
     );
-    assert_eq!(
-        body["messages"][1],
-        returned_text("c", "Tools that can be called from now on: agents__spawn, close")
-    );
+    assert_eq!(body["messages"][1], returned_text("c", "Tools that can be called from now on: agents__spawn, close"));
     let names: Vec<&Value> = body["tools"].as_array().unwrap().iter().map(|tool| &tool["function"]["name"]).collect();
     assert_eq!(names, ["agents__spawn", "close"]);
 
     let nothing = json!({"type": "tool_search_output", "call_id": "c", "tools": []});
-    assert_eq!(
-        messages(&json!([search, nothing]), Profile::default())[1],
-        returned_text("c", "No tools found.")
-    );
+    assert_eq!(messages(&json!([search, nothing]), Profile::default())[1], returned_text("c", "No tools found."));
 }
 
 #[test]
@@ -479,10 +477,7 @@ fn reasoning_goes_back_in_the_form_the_provider_wants() {
             ])
         )
     );
-    assert_eq!(
-        message(Replay::InlineThink),
-        with("content", "<think>I \"think\".\nAnd on.</think>\n\na".into())
-    );
+    assert_eq!(message(Replay::InlineThink), with("content", "<think>I \"think\".\nAnd on.</think>\n\na".into()));
 
     // A turn of reasoning alone says nothing, whatever is sealed in it.
     check_with(thinking(Replay::InlineThink), json!([user("q"), sealed(&parts)]), json!([said("q")]));
@@ -548,13 +543,20 @@ fn an_upstream_id_that_repeats_is_given_back_once() {
 #[test]
 fn call_ids_are_portable() {
     let long = "x".repeat(CALL_ID_CHARS_MAX + 1);
-    for (id, is_kept) in
-        [("call_1-A", true), (&*"y".repeat(CALL_ID_CHARS_MAX), true), (&long, false), ("a b", false), ("", false), ("é", false)]
-    {
+    for (id, is_kept) in [
+        ("call_1-A", true),
+        (&*"y".repeat(CALL_ID_CHARS_MAX), true),
+        (&long, false),
+        ("a b", false),
+        ("", false),
+        ("é", false),
+    ] {
         let messages = messages(&json!([call(id), output(id)]), Profile::default());
         let sent = messages[0]["tool_calls"][0]["id"].as_str().unwrap();
         assert_eq!(sent == id, is_kept, "{id}");
-        assert!(sent.len() <= CALL_ID_CHARS_MAX && sent.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b)));
+        assert!(
+            sent.len() <= CALL_ID_CHARS_MAX && sent.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
+        );
         assert_eq!(messages[1]["tool_call_id"], sent);
     }
 
@@ -565,7 +567,12 @@ fn call_ids_are_portable() {
             SealedPart::UpstreamId { call_id: "call_1".into(), upstream_id: "D681PevKs".into() },
             SealedPart::UpstreamId { call_id: "call_2".into(), upstream_id: "functions.f:0".into() }
         ]),
-        call("call_1"), call("call_2"), call("abcdefgh1"), output("call_1"), output("call_2"), output("abcdefgh1")
+        call("call_1"),
+        call("call_2"),
+        call("abcdefgh1"),
+        output("call_1"),
+        output("call_2"),
+        output("abcdefgh1")
     ]);
     let messages = messages(&input, profile());
     let ids: Vec<&str> = (0..3).map(|index| messages[0]["tool_calls"][index]["id"].as_str().unwrap()).collect();
@@ -648,21 +655,18 @@ fn only_what_was_asked_for_and_nothing_private() {
         json!({"max_tokens": 100, "temperature": 0.5, "top_p": 1})
     );
     assert_eq!(
-        options(
-            &json!({"max_output_tokens": 100}),
-            Profile { max_tokens: MaxTokens::Completion, ..portable() }
-        ),
+        options(&json!({"max_output_tokens": 100}), Profile { max_tokens: MaxTokens::Completion, ..portable() }),
         json!({"max_completion_tokens": 100})
     );
 }
 
 #[test]
 fn effort() {
-    let efforts = [None, Some("none"), Some("minimal"), Some("low"), Some("medium"), Some("high"), Some("xhigh"), Some("max")];
+    let efforts =
+        [None, Some("none"), Some("minimal"), Some("low"), Some("medium"), Some("high"), Some("xhigh"), Some("max")];
     let low_to_high = ["low", "low", "low", "medium", "high", "high", "high"];
-    let known = |make: &dyn Fn(usize) -> Value| -> Vec<Value> {
-        std::iter::once(json!({})).chain((0..7).map(make)).collect()
-    };
+    let known =
+        |make: &dyn Fn(usize) -> Value| -> Vec<Value> { std::iter::once(json!({})).chain((0..7).map(make)).collect() };
     for (effort, expected) in [
         (Effort::None, vec![json!({}); 8]),
         (Effort::ReasoningEffort, known(&|index| json!({"reasoning_effort": low_to_high[index]}))),
@@ -765,7 +769,8 @@ fn every_tool_becomes_a_function() {
     assert_eq!(body, json!({"tools": expected, "tool_choice": "auto"}));
 
     let strict = options(&json!({"tools": tools()}), Profile { strict_tools: true, ..portable() });
-    let strict: Vec<&Value> = strict["tools"].as_array().unwrap().iter().map(|tool| &tool["function"]["strict"]).collect();
+    let strict: Vec<&Value> =
+        strict["tools"].as_array().unwrap().iter().map(|tool| &tool["function"]["strict"]).collect();
     assert_eq!(strict[..3], [&Value::Null, &json!(true), &Value::Null]);
 }
 
@@ -856,7 +861,10 @@ fn refusals_are_learned() {
         assert_eq!((differs, &profile), (expected != full(), &expected), "{repair:?}");
     };
     changed(Repair::Drop("tools.0.function.strict".into()), Profile { strict_tools: false, ..full() });
-    changed(Repair::Drop("body.messages[3].image_url.detail".into()), Profile { omit: vec!["detail".into()], ..full() });
+    changed(
+        Repair::Drop("body.messages[3].image_url.detail".into()),
+        Profile { omit: vec!["detail".into()], ..full() },
+    );
     changed(Repair::CleanSchema, Profile { plain_schemas: true, ..full() });
     changed(Repair::StringContent, Profile { string_content: true, ..full() });
     changed(Repair::ReasoningContentRequired, Profile { replay: Replay::ReasoningContent, ..full() });
@@ -960,8 +968,7 @@ fn any_item() -> impl Strategy<Value = Value> {
 }
 
 fn any_profile() -> impl Strategy<Value = Profile> {
-    let replay =
-        [Replay::Never, Replay::ReasoningContent, Replay::ReasoningDetails, Replay::InlineThink].to_vec();
+    let replay = [Replay::Never, Replay::ReasoningContent, Replay::ReasoningDetails, Replay::InlineThink].to_vec();
     (any::<[bool; 7]>(), prop::sample::select(replay)).prop_map(|(flags, replay)| Profile {
         strict_alternation: flags[0],
         short_call_ids: flags[1],

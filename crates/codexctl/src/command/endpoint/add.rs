@@ -92,11 +92,7 @@ impl From<ProtocolName> for Protocol {
 
 pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
     let tables = presets::tables(ctx);
-    let preset = arguments
-        .preset
-        .as_deref()
-        .map(|id| find_preset(&tables, id))
-        .transpose()?;
+    let preset = arguments.preset.as_deref().map(|id| find_preset(&tables, id)).transpose()?;
     let settings = settings(arguments, preset)?;
     let resolved = check(ctx, &tables, &settings)?;
     let key = match &resolved.credential {
@@ -119,27 +115,18 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
     drop(key);
     let (woken, probe) = probe::probe(ctx, &mut client, &settings.id, !resolved.models.is_empty());
     let address = woken.as_ref().and_then(|status| status.address);
-    ctx.output.show(
-        &json!({ "endpoint": resolved, "address": address, "probe": probe }),
-        || {
-            let [worker, provider] = probe.lines(has_key);
-            let lines = text::fields(&[
-                (
-                    "  base URL",
-                    Some(format!("{} ({})", resolved.base_url, resolved.protocol.name())),
-                ),
-                ("  key", Some(key_place(ctx, &resolved))),
-                ("  address", address.map(|address| format!("http://{address}/v1"))),
-                worker,
-                provider,
-            ]);
-            let id = &resolved.id;
-            format!(
-                "added {id}: {}\n{lines}start Codex on it: codexctl launch cli --endpoint {id}",
-                resolved.name
-            )
-        },
-    )?;
+    ctx.output.show(&json!({ "endpoint": resolved, "address": address, "probe": probe }), || {
+        let [worker, provider] = probe.lines(has_key);
+        let lines = text::fields(&[
+            ("  base URL", Some(format!("{} ({})", resolved.base_url, resolved.protocol.name()))),
+            ("  key", Some(key_place(ctx, &resolved))),
+            ("  address", address.map(|address| format!("http://{address}/v1"))),
+            worker,
+            provider,
+        ]);
+        let id = &resolved.id;
+        format!("added {id}: {}\n{lines}start Codex on it: codexctl launch cli --endpoint {id}", resolved.name)
+    })?;
     probe.warn(ctx);
     if let Some(note) = preset.and_then(|preset| preset.note.as_deref()) {
         output::note(&format!("note: {note}"));
@@ -166,30 +153,17 @@ fn settings(arguments: &Arguments, preset: Option<&Provider>) -> Result<Endpoint
         })?,
         (None, None) => return Err(Failure::usage("an endpoint without a preset needs an ID")),
     };
-    let base_url = arguments
-        .base_url
-        .as_deref()
-        .map(normalize_base_url)
-        .transpose()
-        .map_err(|reason| {
-            Failure::new(format!("the base URL cannot be used: {reason}")).hint("write it like `https://HOST/PATH`")
-        })?;
+    let base_url = arguments.base_url.as_deref().map(normalize_base_url).transpose().map_err(|reason| {
+        Failure::new(format!("the base URL cannot be used: {reason}")).hint("write it like `https://HOST/PATH`")
+    })?;
     let preset_kind = preset.map(|preset| preset.auth.kind).unwrap_or_default();
-    let KeyArguments {
-        stored,
-        key_command,
-        no_key,
-    } = &arguments.key;
+    let KeyArguments { stored, key_command, no_key } = &arguments.key;
     let kind = match (preset_kind, *no_key, stored.is_given() || key_command.is_some()) {
         (AuthKind::None, false, true) => Some(AuthKind::Bearer),
         (AuthKind::Bearer | AuthKind::XApiKey, true, _) => Some(AuthKind::None),
         _ => None,
     };
-    let auth = AuthSettings {
-        kind,
-        command: key_command.clone(),
-        ..AuthSettings::default()
-    };
+    let auth = AuthSettings { kind, command: key_command.clone(), ..AuthSettings::default() };
     Ok(EndpointSettings {
         id,
         preset: preset.map(|preset| preset.id.clone()),
@@ -216,10 +190,7 @@ fn check(ctx: &Context, tables: &Tables, endpoint: &EndpointSettings) -> Result<
     let hinted = |error: &EditError| Failure::from_hinted(error);
     let text = String::from_utf8(bytes).map_err(|error| {
         let broken = Settings::parse(&path, error.as_bytes()).err().map(EditError::Broken);
-        broken.as_ref().map_or_else(
-            || Failure::new(format!("`{}` is not UTF-8 text", path.display())),
-            hinted,
-        )
+        broken.as_ref().map_or_else(|| Failure::new(format!("`{}` is not UTF-8 text", path.display())), hinted)
     })?;
     let changed = edit::apply(&path, &text, &Edit::Add(Box::new(endpoint.clone()))).map_err(|error| match error {
         // The id came from the preset or was typed; both are easier to change here than afterwards.
@@ -240,10 +211,8 @@ fn check_command(ctx: &Context, command: &[String]) -> Result<(), Failure> {
     let program = command.first().map_or("", String::as_str);
     match program::find(&ctx.environment, program.as_ref()) {
         Some(_) => Ok(()),
-        None => Err(
-            Failure::new(format!("there is no program `{program}` to ask for the key"))
-                .hint("name a program on the `PATH`, or its whole path"),
-        ),
+        None => Err(Failure::new(format!("there is no program `{program}` to ask for the key"))
+            .hint("name a program on the `PATH`, or its whole path")),
     }
 }
 

@@ -21,7 +21,5 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
     let id = &arguments.endpoint.id;
     let mut client = daemon::connect_or_start(ctx, daemon::START_TIMEOUT)?;
     let _: Value = client.call("endpoint.default", EndpointParams { id: id.clone() }, CALL_TIMEOUT)?;
-    ctx.output.show(&json!({ "default_endpoint": id }), || {
-        format!("{id} is the default endpoint")
-    })
+    ctx.output.show(&json!({ "default_endpoint": id }), || format!("{id} is the default endpoint"))
 }

@@ -48,16 +48,11 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
     let edited = edit(ctx, &path, &draft, line)?;
     if Some(&edited) == before.as_ref() || (before.is_none() && edited == TEMPLATE.as_bytes()) {
         remove(&draft);
-        return ctx.output.show(&json!({ "changed": false, "path": path }), || {
-            "nothing was changed".to_owned()
-        });
+        return ctx.output.show(&json!({ "changed": false, "path": path }), || "nothing was changed".to_owned());
     }
     let kept = |failure: Failure| failure.hint(format!("your version is in `{}`", draft.display()));
     if files::read_bounded(&path, SETTINGS_BYTES_MAX).map_err(|error| kept(failed(error)))? != before {
-        return Err(kept(Failure::new(format!(
-            "`{}` was changed by somebody else meanwhile",
-            path.display()
-        ))));
+        return Err(kept(Failure::new(format!("`{}` was changed by somebody else meanwhile", path.display()))));
     }
     let written = files::create_private_folder(ctx.paths.config_folder())
         .and_then(|()| files::write_atomically(&path, &edited, PRIVATE_FILE_MODE));
@@ -65,14 +60,13 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
     remove(&draft);
     warn_unresolved(ctx, &path, &edited);
     let reloaded = reload(ctx)?;
-    ctx.output
-        .show(&json!({ "changed": true, "path": path, "reloaded": reloaded }), || {
-            if reloaded {
-                "the new settings are in force".to_owned()
-            } else {
-                "the new settings are saved; the supervisor is not running and takes them when it starts".to_owned()
-            }
-        })
+    ctx.output.show(&json!({ "changed": true, "path": path, "reloaded": reloaded }), || {
+        if reloaded {
+            "the new settings are in force".to_owned()
+        } else {
+            "the new settings are saved; the supervisor is not running and takes them when it starts".to_owned()
+        }
+    })
 }
 
 /// Lets the person edit `draft` until it is valid, and returns it.
@@ -88,10 +82,7 @@ fn edit(ctx: &Context, path: &Path, draft: &Path, mut line: Option<usize>) -> Re
         let Err(error) = Settings::parse(path, &bytes) else {
             return Ok(bytes);
         };
-        let message = format!(
-            "these settings are not valid, and nothing was changed: {}",
-            report::chain(&error)
-        );
+        let message = format!("these settings are not valid, and nothing was changed: {}", report::chain(&error));
         if !io::stdin().is_terminal() {
             let hint = error.hint().map(|hint| format!("{hint}; ")).unwrap_or_default();
             return Err(Failure::new(message).hint(format!("{hint}your version is in `{}`", draft.display())));
@@ -117,16 +108,10 @@ fn wants_to_go_on() -> Result<bool, Failure> {
 
 /// The person's editor, as a shell would read it: it may have arguments.
 fn editor(ctx: &Context) -> Result<OsString, Failure> {
-    let named = environment::EDITOR
-        .iter()
-        .find_map(|name| ctx.environment.get(name))
-        .map(OsString::from);
+    let named = environment::EDITOR.iter().find_map(|name| ctx.environment.get(name)).map(OsString::from);
     named
         .or_else(|| {
-            EDITORS
-                .iter()
-                .find(|name| program::find(&ctx.environment, name.as_ref()).is_some())
-                .map(OsString::from)
+            EDITORS.iter().find(|name| program::find(&ctx.environment, name.as_ref()).is_some()).map(OsString::from)
         })
         .ok_or_else(|| {
             Failure::new("no editor was found").hint("set `EDITOR`, e.g. `EDITOR=nano codexctl endpoint edit`")
@@ -145,24 +130,11 @@ fn open(editor: &OsString, draft: &Path, line: Option<usize>) -> Result<(), Fail
         command.arg(format!("+{line}"));
     }
     let failed = |what: String| {
-        Failure::new(format!(
-            "the editor `{}` {what}; nothing was changed",
-            editor.to_string_lossy()
-        ))
-        .hint(format!(
-            "your version is in `{}`; `EDITOR` names another editor",
-            draft.display()
-        ))
+        Failure::new(format!("the editor `{}` {what}; nothing was changed", editor.to_string_lossy()))
+            .hint(format!("your version is in `{}`; `EDITOR` names another editor", draft.display()))
     };
-    let status = command
-        .arg(draft)
-        .status()
-        .map_err(|error| failed(format!("cannot be started: {error}")))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(failed(format!("ended with {status}")))
-    }
+    let status = command.arg(draft).status().map_err(|error| failed(format!("cannot be started: {error}")))?;
+    if status.success() { Ok(()) } else { Err(failed(format!("ended with {status}"))) }
 }
 
 /// The line, from 1, at which `id` stands.
@@ -172,24 +144,16 @@ fn line_of(text: &[u8], id: &EndpointId) -> Result<usize, Failure> {
         .lines()
         .enumerate()
         .filter_map(|(index, line)| {
-            let value = line
-                .trim_start()
-                .strip_prefix("id")?
-                .trim_start()
-                .strip_prefix('=')?
-                .trim_start();
+            let value = line.trim_start().strip_prefix("id")?.trim_start().strip_prefix('=')?.trim_start();
             let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''))?;
             Some((index + 1, value[1..].split(quote).next()?))
         })
         .collect();
-    ids.iter()
-        .find(|(_, known)| *known == id.as_str())
-        .map(|(line, _)| *line)
-        .ok_or_else(|| {
-            let near =
-                nearest(id.as_str(), ids.iter().map(|(_, known)| *known)).map(|near| format!("did you mean `{near}`?"));
-            Failure::new(format!("there is no endpoint `{id}` in the settings")).hint_if(near)
-        })
+    ids.iter().find(|(_, known)| *known == id.as_str()).map(|(line, _)| *line).ok_or_else(|| {
+        let near =
+            nearest(id.as_str(), ids.iter().map(|(_, known)| *known)).map(|near| format!("did you mean `{near}`?"));
+        Failure::new(format!("there is no endpoint `{id}` in the settings")).hint_if(near)
+    })
 }
 
 /// An endpoint that cannot run concerns itself alone: it is told, not refused.

@@ -31,37 +31,22 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
     let _: EndpointDetail = client.call("endpoint.show", &params, CALL_TIMEOUT)?;
     let has_key = ctx.paths.credential(id).exists();
     if !arguments.yes {
-        let what = if has_key {
-            format!("endpoint `{id}` and its stored key")
-        } else {
-            format!("endpoint `{id}`")
-        };
+        let what = if has_key { format!("endpoint `{id}` and its stored key") } else { format!("endpoint `{id}`") };
         if !is_confirmed(&what)? {
-            return Err(Failure::new(format!(
-                "nothing was removed: endpoint `{id}` is still there"
-            )));
+            return Err(Failure::new(format!("nothing was removed: endpoint `{id}` is still there")));
         }
     }
     let _: Value = client.call("endpoint.remove", &params, CALL_TIMEOUT)?;
     let key_was_removed = credentials::remove(&ctx.paths, id).map_err(|error| Failure::from_error(&error))?;
-    ctx.output.show(
-        &json!({ "endpoint": id, "removed": true, "key_removed": key_was_removed }),
-        || {
-            if key_was_removed {
-                format!("{id} and its stored key are removed")
-            } else {
-                format!("{id} is removed")
-            }
-        },
-    )
+    ctx.output.show(&json!({ "endpoint": id, "removed": true, "key_removed": key_was_removed }), || {
+        if key_was_removed { format!("{id} and its stored key are removed") } else { format!("{id} is removed") }
+    })
 }
 
 fn is_confirmed(what: &str) -> Result<bool, Failure> {
     if !io::stdin().is_terminal() {
-        return Err(
-            Failure::new(format!("{what} would be removed, and nobody can be asked"))
-                .hint("say `--yes` if you mean it"),
-        );
+        return Err(Failure::new(format!("{what} would be removed, and nobody can be asked"))
+            .hint("say `--yes` if you mean it"));
     }
     let mut answer = String::new();
     let _ = write!(io::stderr(), "remove {what}? [y/N] "); // without the question there is still the answer

@@ -23,11 +23,7 @@ pub(crate) struct Arguments {
     /// The setting
     key: String,
     /// Its value: TOML, or a bare word
-    #[arg(
-        required_unless_present = "unset",
-        conflicts_with = "unset",
-        allow_hyphen_values = true
-    )]
+    #[arg(required_unless_present = "unset", conflicts_with = "unset", allow_hyphen_values = true)]
     value: Option<String>,
     /// Remove the setting, so that its default counts
     #[arg(long)]
@@ -35,16 +31,10 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
-    let Arguments {
-        endpoint, key, value, ..
-    } = arguments;
+    let Arguments { endpoint, key, value, .. } = arguments;
     let id = &endpoint.id;
     let mut client = daemon::connect_or_start(ctx, daemon::START_TIMEOUT)?;
-    let params = SetParams {
-        id: id.clone(),
-        key: key.clone(),
-        value: value.clone(),
-    };
+    let params = SetParams { id: id.clone(), key: key.clone(), value: value.clone() };
     let status: EndpointStatus = client.call("endpoint.set", params, CALL_TIMEOUT)?;
     ctx.output.show(&status, || match value {
         Some(value) => format!("{id}: {key} is now {value}"),

@@ -21,9 +21,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
-    let params = EndpointParams {
-        id: arguments.endpoint.id.clone(),
-    };
+    let params = EndpointParams { id: arguments.endpoint.id.clone() };
     let mut client = daemon::connect_or_start(ctx, daemon::START_TIMEOUT)?;
     let mut detail: EndpointDetail = client.call("endpoint.show", params, CALL_TIMEOUT)?;
     if let Some(endpoint) = &mut detail.endpoint {
@@ -37,14 +35,7 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
 fn shown(ctx: &Context, detail: &EndpointDetail) -> String {
     let status = &detail.status;
     let mut lines = vec![
-        (
-            "id",
-            Some(format!(
-                "{}{}",
-                status.id,
-                if status.is_default { " (default)" } else { "" }
-            )),
-        ),
+        ("id", Some(format!("{}{}", status.id, if status.is_default { " (default)" } else { "" }))),
         ("name", Some(status.name.clone())),
         ("provider", Some(status.provider.clone())),
         ("state", Some(state_line(status, text::now_ms()))),
@@ -56,21 +47,14 @@ fn shown(ctx: &Context, detail: &EndpointDetail) -> String {
     let mut shown = text::fields(&lines);
     if let Some(problem) = &status.problem {
         shown.push('\n');
-        shown.push_str(&text::told(
-            &format!("problem: {}", problem.message),
-            problem.hint.as_deref(),
-        ));
+        shown.push_str(&text::told(&format!("problem: {}", problem.message), problem.hint.as_deref()));
     }
     shown
 }
 
 fn settings(ctx: &Context, endpoint: &Endpoint) -> Vec<(&'static str, Option<String>)> {
     let pairs = |pairs: &[(String, String)], between: &str| {
-        let all = pairs
-            .iter()
-            .map(|(name, value)| format!("{name}{between}{value}"))
-            .collect::<Vec<_>>()
-            .join(", ");
+        let all = pairs.iter().map(|(name, value)| format!("{name}{between}{value}")).collect::<Vec<_>>().join(", ");
         (!pairs.is_empty()).then_some(all)
     };
     let quirks: Vec<String> = endpoint.quirks.iter().copied().filter_map(quirk_name).collect();
@@ -80,12 +64,7 @@ fn settings(ctx: &Context, endpoint: &Endpoint) -> Vec<(&'static str, Option<Str
         ("key", Some(key_place(ctx, endpoint))),
         (
             "default_model",
-            Some(
-                endpoint
-                    .default_model
-                    .clone()
-                    .unwrap_or_else(|| "none: the first of the list".to_owned()),
-            ),
+            Some(endpoint.default_model.clone().unwrap_or_else(|| "none: the first of the list".to_owned())),
         ),
         (
             "models",
@@ -125,11 +104,7 @@ fn key_place(ctx: &Context, endpoint: &Endpoint) -> String {
 /// A header's value, unless its name or its shape says that it is a secret.
 fn header_value(name: &str, value: &str) -> String {
     const SECRET_NAMES: [&str; 6] = ["authorization", "cookie", "key", "secret", "session", "token"];
-    if SECRET_NAMES.iter().any(|part| name.contains(part)) {
-        "…".to_owned()
-    } else {
-        redact(value).into_owned()
-    }
+    if SECRET_NAMES.iter().any(|part| name.contains(part)) { "…".to_owned() } else { redact(value).into_owned() }
 }
 
 fn quirk_name(quirk: Quirk) -> Option<String> {

@@ -78,12 +78,8 @@ impl Launch<'_> {
 
 /// Hosts that are reached without a proxy: `present` and loopback. Codex applies `HTTP_PROXY` to loopback, too.
 pub(super) fn without_proxy(present: Option<&str>) -> String {
-    let mut hosts: Vec<&str> = present
-        .unwrap_or_default()
-        .split(',')
-        .map(str::trim)
-        .filter(|host| !host.is_empty())
-        .collect();
+    let mut hosts: Vec<&str> =
+        present.unwrap_or_default().split(',').map(str::trim).filter(|host| !host.is_empty()).collect();
     if !hosts.contains(&"*") {
         for host in ["127.0.0.1", "localhost"] {
             if !hosts.contains(&host) {
@@ -162,39 +158,21 @@ mod tests {
     fn a_model_is_never_empty_and_hosted_search_stays_where_it_may_exist() {
         let zai = "zai".parse().unwrap();
         for model in [None, Some("")] {
-            let table = parsed(&Launch {
-                model,
-                ..launch(&zai, "/c")
-            });
+            let table = parsed(&Launch { model, ..launch(&zai, "/c") });
             assert!(!table.contains_key("model"));
         }
-        let table = parsed(&Launch {
-            protocol: Some(Protocol::Responses),
-            ..launch(&zai, "/c")
-        });
+        let table = parsed(&Launch { protocol: Some(Protocol::Responses), ..launch(&zai, "/c") });
         assert!(!table.contains_key("web_search"));
-        let table = parsed(&Launch {
-            protocol: None,
-            ..launch(&zai, "/c")
-        });
+        let table = parsed(&Launch { protocol: None, ..launch(&zai, "/c") });
         assert!(table.contains_key("web_search"));
     }
 
     #[test]
     fn any_text_survives_the_quoting() {
         let zai = "zai".parse().unwrap();
-        for path in [
-            "/a b/codexctl",
-            "/it's/c",
-            "/\"q\"/\\back/c",
-            "/tab\t/new\nline/c",
-            "/ünï/\u{7f}/{x=1},]/c",
-        ] {
+        for path in ["/a b/codexctl", "/it's/c", "/\"q\"/\\back/c", "/tab\t/new\nline/c", "/ünï/\u{7f}/{x=1},]/c"] {
             let table = parsed(&launch(&zai, path));
-            assert_eq!(
-                table["model_providers"]["supervised"]["auth"]["command"].as_str(),
-                Some(path)
-            );
+            assert_eq!(table["model_providers"]["supervised"]["auth"]["command"].as_str(), Some(path));
         }
     }
 

@@ -1,0 +1,130 @@
+//! From the start of the process to its end, in order.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use codex_control::environment::Environment;
+use codex_control::files;
+use codex_control::paths::Paths;
+use codex_control::process;
+use codex_control::telemetry;
+use rustix::fs::Mode;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::clock::unix_ms;
+use crate::configuration::Configuration;
+use crate::event::{EVENTS_MAX, Event, Queue, Signal};
+use crate::log::{LogLimits, RotatingFile};
+use crate::registry::SupervisorEntry;
+use crate::supervisor::{Start, Supervisor};
+use crate::{control, single, systemd, watch, worker_socket};
+
+/// Name of the worker program; it stands beside ours.
+const WORKER_PROGRAM: &str = "codex-worker";
+
+/// Runs until told to end.
+pub(crate) fn run() -> anyhow::Result<()> {
+    // Whatever we make is for nobody else, sockets included.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    let environment = Environment::from_process();
+    let paths = Paths::from_environment(&environment)?;
+    let worker_program = worker_program()?;
+    for folder in [
+        paths.config_folder(),
+        paths.state_folder(),
+        paths.runtime_folder(),
+        paths.cache_folder(),
+        &paths.logs_folder(),
+    ] {
+        files::create_private_folder(folder)?;
+    }
+    let _lock = single::take(&paths.lock())?;
+    // A daemon that stays in the folder it was started from keeps that folder from being unmounted.
+    std::env::set_current_dir("/").context("cannot go to `/`")?;
+
+    let configuration = Configuration::load(&paths);
+    let log_limits = Arc::new(LogLimits::default());
+    log_limits.set(&configuration.settings.daemon);
+    let log = RotatingFile::open(&paths.supervisor_log(), log_limits.clone())
+        .with_context(|| format!("cannot open the log `{}`", paths.supervisor_log().display()))?;
+    telemetry::start(&environment, Some(Box::new(log)));
+    info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "codex-supervisor starts");
+
+    // One thread: there is little to do, and nothing to be done at the same time.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let own = SupervisorEntry {
+        identity: process::own_identity().context("cannot tell who we are")?,
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at_ms: unix_ms(),
+    };
+    let (queue, events) = mpsc::channel(EVENTS_MAX);
+    let start = Start { paths, environment, worker_program, own, configuration, log_limits, queue };
+    runtime.block_on(supervise(start, events))
+}
+
+async fn supervise(start: Start, events: mpsc::Receiver<Event>) -> anyhow::Result<()> {
+    let mut inherited = systemd::inherited().context("cannot take over the service manager's sockets")?;
+    let (paths, queue) = (start.paths.clone(), start.queue.clone());
+    forward_signals(&queue).context("cannot wait for signals")?;
+    let control_path = paths.control_socket();
+    let (control_listener, control_is_ours) = match inherited.control.take() {
+        Some(listener) => (listener, false),
+        None => (control::bind(&control_path).with_context(|| cannot_bind(&control_path))?, true),
+    };
+    let worker_listener =
+        worker_socket::bind(&paths.worker_socket()).with_context(|| cannot_bind(&paths.worker_socket()))?;
+    // Both serve until the runtime ends with this function.
+    tokio::spawn(worker_socket::serve(worker_listener, queue.clone()));
+    let supervisor = Supervisor::start(start, inherited);
+    tokio::spawn(control::serve(control_listener, queue.clone(), supervisor.event_lines()));
+    // Without it changes are found a few seconds later, by a look at the files.
+    let _watcher = watch::watch(paths.config_folder(), queue)
+        .inspect_err(|error| warn!(%error, "the settings folder cannot be watched"))
+        .ok();
+    systemd::notify(&[NotifyState::Ready]);
+    info!("ready");
+    supervisor.run(events).await;
+    let control_socket = control_is_ours.then_some(control_path);
+    for path in control_socket.into_iter().chain([paths.worker_socket()]) {
+        if let Err(error) = std::fs::remove_file(&path) {
+            warn!(path = %path.display(), %error, "a socket cannot be removed");
+        }
+    }
+    Ok(())
+}
+
+fn cannot_bind(path: &Path) -> String {
+    format!("cannot listen on `{}`", path.display())
+}
+
+fn worker_program() -> anyhow::Result<PathBuf> {
+    // Asked once: after an upgrade our own file has another name, but its folder is still the place to look.
+    let own = std::env::current_exe().context("cannot find our own program file")?;
+    Ok(own.with_file_name(WORKER_PROGRAM))
+}
+
+fn forward_signals(queue: &Queue) -> io::Result<()> {
+    for (kind, meaning) in [
+        (SignalKind::terminate(), Signal::Stop),
+        (SignalKind::interrupt(), Signal::Stop),
+        (SignalKind::hangup(), Signal::Reload),
+    ] {
+        let mut signals = signal(kind)?;
+        let queue = queue.clone();
+        // Ends with the runtime.
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                if queue.send(Event::Signal(meaning)).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! The control socket, as a careless or hostile client of the same user sees it.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+
+use codex_control::ipc::{FromWorker, Hello, VERSION, frame};
+use codex_control::process;
+use serde_json::{Value, json};
+
+use crate::endpoint;
+use crate::home::{Home, get, refused};
+
+#[test]
+fn what_cannot_be_done_is_told_with_its_remedy() {
+    let home = Home::new(&(endpoint("zai", "") + &endpoint("off", "enabled = false")));
+    let supervisor = home.start();
+    for (method, params, code, message, hint) in [
+        ("daemon.staus", Value::Null, -32_601, "there is no method `daemon.staus`", "did you mean `daemon.status`?"),
+        ("endpoint.show", json!({ "id": "zia" }), 1, "there is no endpoint `zia`", "did you mean `zai`?"),
+        (
+            "endpoint.stop",
+            json!({ "id": "nobody" }),
+            1,
+            "there is no endpoint `nobody`",
+            "known endpoints: `zai`, `off`",
+        ),
+        ("endpoint.show", json!({}), -32_602, "the parameters do not fit: missing field `id`", ""),
+        (
+            "endpoint.show",
+            json!(["zai"]),
+            -32_602,
+            "the parameters are not an object",
+            r#"name them, e.g. {"id":"zai"}"#,
+        ),
+        ("daemon.status", json!({ "x": 1 }), -32_602, "this method takes no parameters", "leave them away"),
+        (
+            "endpoint.start",
+            json!({ "id": "off" }),
+            2,
+            "the endpoint `off` is switched off in the settings",
+            "`codexctl endpoint set off enabled true`",
+        ),
+        (
+            "endpoint.wake",
+            json!({ "id": "off", "timeout_ms": 1 }),
+            4,
+            "the endpoint `off` is switched off in the settings",
+            "`codexctl endpoint set off enabled true` switches it on",
+        ),
+        (
+            "endpoint.wake",
+            json!({ "timeout_ms": 1 }),
+            1,
+            "there is no default endpoint",
+            "name one, or choose it with `codexctl endpoint default ID`",
+        ),
+        ("endpoint.remove", json!({ "id": "zia" }), 1, "there is no endpoint `zia`", "did you mean `zai`?"),
+    ] {
+        assert_eq!(supervisor.refusal(method, params), (code, message.to_owned(), hint.to_owned()), "{method}");
+    }
+    supervisor.stop();
+}
+
+#[test]
+fn bad_lines_are_answered_and_the_conversation_goes_on() {
+    let home = Home::new("");
+    let supervisor = home.start();
+    let mut client = supervisor.connect();
+    for (line, code) in [
+        ("{nonsense\n", -32_700),
+        ("[{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"daemon.status\"}]\n", -32_600),
+        ("7\n", -32_600),
+    ] {
+        client.send(line.as_bytes());
+        assert_eq!(refused(&client.receive().unwrap().unwrap()).0, code, "{line}");
+    }
+    // A notification and an empty line get no answer; what comes after them does.
+    client.send(b"{\"jsonrpc\":\"2.0\",\"method\":\"daemon.reload\"}\n\n{\"jsonrpc\":\"2.0\",\"id\":\"x\",\"method\":\"endpoint.list\"}\n");
+    assert_eq!(client.receive().unwrap().unwrap(), json!({ "jsonrpc": "2.0", "id": "x", "result": [] }));
+    client.send(&vec![b'x'; codex_control::rpc::LINE_BYTES_MAX + 2]);
+    assert_eq!(refused(&client.receive().unwrap().unwrap()).1, "a line is longer than 1048576 bytes");
+    assert!(matches!(client.receive(), Ok(None) | Err(_)), "there is no telling where the next line begins");
+    assert_eq!(supervisor.call("endpoint.list", Value::Null), json!([]));
+    supervisor.stop();
+}
+
+#[test]
+fn one_client_too_many_is_sent_away() {
+    let home = Home::new("");
+    let supervisor = home.start();
+    let mut clients: Vec<_> = (0..64).map(|_| supervisor.connect()).collect();
+    for client in &mut clients {
+        client.call("endpoint.list", Value::Null);
+    }
+    let mut late = supervisor.connect();
+    assert_eq!(refused(&late.receive().unwrap().unwrap()).1, "64 clients are connected already");
+    assert!(matches!(late.receive(), Ok(None) | Err(_)));
+    clients.pop();
+    crate::home::wait_for("room", || {
+        supervisor.try_call("endpoint.list", Value::Null).ok().filter(|answer| answer["error"].is_null())
+    });
+    supervisor.stop();
+}
+
+#[test]
+fn events_tell_what_happens() {
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    let address = supervisor.wake("a");
+    let mut reader = supervisor.connect();
+    assert_eq!(reader.call("events.subscribe", Value::Null), Value::Null);
+    get(address, "/stream/1").unwrap();
+    supervisor.call("endpoint.stop", json!({ "id": "a" }));
+    let mut seen = Vec::new();
+    let mut sequence = None;
+    while !seen.contains(&"worker.ended".to_owned()) {
+        let notification = reader.receive().unwrap().unwrap();
+        assert_eq!((&notification["method"], &notification["id"]), (&json!("event"), &Value::Null));
+        let event = &notification["params"];
+        let number = event["sequence"].as_u64().unwrap();
+        assert!(sequence.is_none_or(|before| number == before + 1), "nothing is lost");
+        sequence = Some(number);
+        assert_eq!(event["endpoint"], "a");
+        if event["kind"] == "request.finished" {
+            assert_eq!(
+                (&event["message"], &event["detail"]["outcome"]),
+                (&json!("a request to `a` completed"), &json!("completed"))
+            );
+        }
+        seen.push(event["kind"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(seen, ["request.finished", "endpoint.state", "worker.ended"]);
+    assert_eq!(reader.call("endpoint.list", Value::Null)[0]["state"], "stopped", "a subscriber may still call");
+    supervisor.stop();
+}
+
+#[test]
+fn a_stranger_cannot_pose_as_a_worker() {
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    supervisor.wake("a");
+    let worker = supervisor.worker("a");
+    let claims = [process::own_identity().unwrap(), worker.identity().clone()];
+    for identity in claims {
+        let hello = FromWorker::Hello(Hello {
+            version: VERSION,
+            endpoint: "a".parse().unwrap(),
+            generation: 1,
+            identity,
+            build: String::new(),
+            serving: None,
+        });
+        let payload = frame::encode(&hello).unwrap();
+        let mut stream = UnixStream::connect(home.runtime("worker.sock")).unwrap();
+        stream.set_read_timeout(Some(crate::home::PATIENCE)).unwrap();
+        stream.write_all(&[&u32::try_from(payload.len()).unwrap().to_be_bytes()[..], &payload].concat()).unwrap();
+        let mut answer = Vec::new();
+        std::io::Read::read_to_end(&mut stream, &mut answer).unwrap();
+        assert_eq!(answer, b"", "it is told nothing");
+    }
+    assert_eq!(supervisor.endpoint("a")["generation"], 1);
+    supervisor.wake("a");
+    supervisor.stop();
+}

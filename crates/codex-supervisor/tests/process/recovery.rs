@@ -1,0 +1,101 @@
+//! A supervisor that was killed: what it leaves, and what the next one makes of it.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::endpoint;
+use crate::home::{Home, begin, get, wait_for};
+
+#[test]
+fn workers_and_their_streams_outlive_a_killed_supervisor() {
+    const LINES: usize = 150;
+    let home = Home::new(&(endpoint("a", "") + &endpoint("b", "")));
+    let supervisor = home.start();
+    let address = supervisor.wake("a");
+    supervisor.wake("b");
+    let pids: Vec<Value> = ["a", "b"].iter().map(|id| supervisor.endpoint(id)["worker_pid"].clone()).collect();
+    let mut stream = BufReader::new(begin(address, &format!("/stream/{LINES}")).unwrap());
+    let mut line = String::new();
+    while !line.starts_with("0 of generation 1") {
+        line.clear();
+        assert!(stream.read_line(&mut line).unwrap() > 0);
+    }
+    let mut supervisor = supervisor;
+    for _ in 0..3 {
+        supervisor.kill();
+        assert!(get(address, "/health").unwrap().ends_with("generation 1\n"), "it serves without a supervisor");
+        supervisor = home.start();
+        for (id, pid) in ["a", "b"].iter().zip(&pids) {
+            supervisor.wake(id);
+            assert_eq!(supervisor.endpoint(id)["worker_pid"], *pid);
+        }
+    }
+    assert_eq!(supervisor.wake("a"), address);
+    let rest: Vec<String> = stream.lines().map(Result::unwrap).collect();
+    let expected: Vec<String> = (1..LINES).map(|line| format!("{line} of generation 1")).collect();
+    assert_eq!(rest, expected);
+    // An adopted worker is supervised like any other.
+    assert!(supervisor.worker("a").signal(Signal::KILL).unwrap());
+    supervisor
+        .wait_for_endpoint("a", "the next worker", |status| status["generation"] == 2 && status["state"] == "running");
+    assert_eq!(supervisor.wake("a"), address);
+    supervisor.stop();
+}
+
+#[test]
+fn changed_settings_replace_an_adopted_worker_by_hand_over() {
+    let home = Home::new(&(endpoint("a", "") + &endpoint("gone", "")));
+    let supervisor = home.start();
+    let address = supervisor.wake("a");
+    supervisor.wake("gone");
+    supervisor.kill();
+    home.write_settings(&endpoint("a", "default_model = \"m\""));
+    let supervisor = home.start();
+    supervisor
+        .wait_for_endpoint("a", "the next worker", |status| status["generation"] == 2 && status["state"] == "running");
+    assert_eq!(supervisor.wake("a"), address);
+    wait_for("what nobody wants to end", || (home.processes().len() == 2).then_some(()));
+    supervisor.stop();
+}
+
+#[test]
+fn a_worker_that_cannot_be_adopted_is_ended_before_another_starts() {
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    let address = supervisor.wake("a");
+    let worker = supervisor.worker("a");
+    assert!(worker.signal(Signal::STOP).unwrap());
+    supervisor.kill();
+    let supervisor = home.start();
+    assert_eq!(supervisor.endpoint("a")["state"], "starting");
+    assert_eq!(supervisor.wake("a"), address);
+    assert_eq!(supervisor.endpoint("a")["generation"], 2);
+    assert!(!worker.signal(Signal::KILL).unwrap(), "it has ended");
+    supervisor.stop();
+}
+
+#[test]
+fn a_registry_that_names_a_stranger_harms_nobody() {
+    let mut bystander = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    supervisor.wake("a");
+    supervisor.kill();
+    let mut registry: Value = serde_json::from_slice(&fs::read(home.runtime("registry.json")).unwrap()).unwrap();
+    let pid = registry["workers"][0]["identity"]["pid"].as_u64().unwrap();
+    let worker = codex_control::process::Process::open(u32::try_from(pid).unwrap()).unwrap();
+    assert!(worker.signal(Signal::KILL).unwrap());
+    wait_for("the worker to end", || (!worker.signal(Signal::KILL).unwrap()).then_some(()));
+    // The number is somebody else's now, as after a reuse.
+    registry["workers"][0]["identity"]["pid"] = json!(bystander.id());
+    fs::write(home.runtime("registry.json"), registry.to_string()).unwrap();
+    let supervisor = home.start();
+    supervisor.wake("a");
+    supervisor.stop();
+    assert_eq!(bystander.try_wait().unwrap(), None, "the bystander lives");
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
+}

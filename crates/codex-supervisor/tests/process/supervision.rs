@@ -1,0 +1,311 @@
+//! Workers that end, hang, are sick or cannot be started; listeners that never close.
+
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::endpoint;
+use crate::home::{Home, PATIENCE, begin, get, wait_for};
+
+#[test]
+fn it_starts_serves_and_leaves_nothing() {
+    let home = Home::new(&(endpoint("a", "") + &endpoint("b", "") + &endpoint("off", "enabled = false")));
+    let supervisor = home.start();
+    let address = supervisor.wake("a");
+    assert!(get(address, "/health").unwrap().ends_with("generation 1\n"));
+    supervisor.wake("b");
+    let status = supervisor.call("daemon.status", Value::Null);
+    assert_eq!(status["pid"], supervisor.pid());
+    let by_id: Vec<_> =
+        status["endpoints"].as_array().unwrap().iter().map(|e| (e["id"].as_str(), e["state"].as_str())).collect();
+    assert_eq!(by_id, [(Some("a"), Some("running")), (Some("b"), Some("running")), (Some("off"), Some("disabled"))]);
+    assert!(status["endpoints"][0]["memory_bytes"].as_u64().unwrap() > 100_000);
+    for folder in [home.runtime(""), home.state(""), home.settings_file().parent().unwrap().to_owned()] {
+        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700, "{}", folder.display());
+    }
+    for file in ["control.sock", "worker.sock", "registry.json", "supervisor.lock"] {
+        assert_eq!(fs::metadata(home.runtime(file)).unwrap().permissions().mode() & 0o777, 0o600, "{file}");
+    }
+    assert!(fs::read_to_string(home.state("logs/a.log")).unwrap().contains("stand-in started, generation 1"));
+    supervisor.stop();
+    // The same address again: Codex knows it.
+    let supervisor = home.start();
+    assert_eq!(supervisor.wake("a"), address);
+    assert_eq!(supervisor.call("daemon.stop", Value::Null), Value::Null);
+    assert!(supervisor.wait().success());
+    home.assert_nothing_is_left();
+}
+
+#[test]
+fn a_second_supervisor_names_the_first_and_ends() {
+    let home = Home::new("");
+    let supervisor = home.start();
+    let second = home.command().stderr(std::process::Stdio::piped()).output().unwrap();
+    let message = String::from_utf8(second.stderr).unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert_eq!(
+        message,
+        format!(
+            "error: a supervisor is running already (pid {})\n  hint: `codexctl status` shows it, `codexctl stop` ends it\n",
+            supervisor.pid()
+        )
+    );
+    supervisor.stop();
+}
+
+#[test]
+fn a_worker_killed_under_connections_refuses_none() {
+    const KILLS: u32 = 4;
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    let address = supervisor.wake("a");
+    let is_over = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let is_over = is_over.clone();
+            std::thread::spawn(move || {
+                let (mut n_answered, mut n_cut) = (0_u32, 0_u32);
+                while !is_over.load(Ordering::Relaxed) {
+                    match get(address, "/health") {
+                        Ok(answer) if answer.contains(" 200 ") => n_answered += 1,
+                        // It was being answered when its worker was killed.
+                        Ok(_) => n_cut += 1,
+                        Err(error) if error.kind() == ErrorKind::ConnectionReset => n_cut += 1,
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                (n_answered, n_cut)
+            })
+        })
+        .collect();
+    for kill in 1..=KILLS {
+        let before = supervisor.worker("a");
+        assert!(before.signal(Signal::KILL).unwrap());
+        let status = supervisor.wait_for_endpoint("a", "the next worker", |status| {
+            status["generation"] == kill + 1 && status["state"] == "running"
+        });
+        assert_eq!((&status["restarts_total"], &status["last_exit"]), (&json!(kill), &json!("signal 9")));
+        supervisor.wake("a");
+    }
+    is_over.store(true, Ordering::Relaxed);
+    for client in clients {
+        let (n_answered, n_cut) = client.join().expect("no connection is refused");
+        assert!(n_answered > KILLS && n_cut <= KILLS, "{n_answered} answered, {n_cut} cut");
+    }
+    supervisor.stop();
+}
+
+#[test]
+fn a_stuck_worker_is_replaced_within_two_and_a_half_seconds() {
+    let home = Home::new(&(endpoint("a", "") + &endpoint("b", "")));
+    let supervisor = home.start();
+    let address = supervisor.wake("a");
+    supervisor.wake("b");
+    let stuck_at = Instant::now();
+    assert!(supervisor.worker("a").signal(Signal::STOP).unwrap());
+    assert!(get(address, "/health").unwrap().ends_with("generation 2\n"), "the connection waits for the next worker");
+    let elapsed = stuck_at.elapsed();
+    assert!(elapsed < Duration::from_millis(2_500), "{elapsed:?}");
+    assert_eq!(supervisor.endpoint("a")["last_exit"], "signal 9, it stopped responding");
+    assert_eq!(supervisor.endpoint("b")["generation"], 1);
+    supervisor.stop();
+}
+
+#[test]
+fn a_supervisor_that_was_stopped_itself_kills_nobody() {
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    supervisor.wake("a");
+    supervisor.signal(Signal::STOP);
+    // Longer than any silence it forgives a worker.
+    let frozen_until = Instant::now() + Duration::from_secs(4);
+    wait_for("the time to pass", || (Instant::now() >= frozen_until).then_some(()));
+    supervisor.signal(Signal::CONT);
+    supervisor.wake("a");
+    let told = wait_for("the log", || {
+        fs::read_to_string(home.state("logs/supervisor.log")).unwrap().contains("we were stopped").then_some(())
+    });
+    assert_eq!(told, ());
+    assert_eq!(
+        (&supervisor.endpoint("a")["generation"], &supervisor.endpoint("a")["restarts_total"]),
+        (&json!(1), &json!(0))
+    );
+    supervisor.stop();
+}
+
+#[test]
+fn a_worker_that_keeps_ending_is_restarted_ever_later_and_bothers_nobody() {
+    let home = Home::new(&(endpoint("a", "name = \"crash\"") + &endpoint("b", "")));
+    let supervisor = home.start();
+    supervisor.wake("b");
+    let status =
+        supervisor.wait_for_endpoint("a", "four restarts", |status| status["restarts_total"].as_u64() >= Some(4));
+    assert_eq!((&status["state"], &status["last_exit"]), (&json!("restarting"), &json!("exit code 3")));
+    let (code, message, hint) = supervisor.refusal("endpoint.wake", json!({ "id": "a", "timeout_ms": 50 }));
+    assert_eq!(code, 3);
+    assert_eq!(message, "the endpoint `a` did not answer within 50 ms; its last worker: exit code 3");
+    assert_eq!(hint, "`codexctl logs a` tells more");
+    assert_eq!(supervisor.endpoint("b")["restarts_total"], 0);
+    supervisor.stop();
+}
+
+#[test]
+fn a_sick_worker_is_replaced() {
+    let settings =
+        "[daemon]\nhealth_interval_s = 1\nhealth_failures_max = 2\n".to_owned() + &endpoint("a", "name = \"sick\"");
+    let home = Home::new(&settings);
+    let supervisor = home.start();
+    let status = supervisor.wait_for_endpoint("a", "another worker", |status| status["generation"].as_u64() >= Some(2));
+    assert_eq!(status["last_exit"], "it failed its health probes: it answered `HTTP/1.1 500 Internal Server Error`");
+    supervisor.stop();
+}
+
+#[test]
+fn a_worker_that_finds_a_problem_makes_its_endpoint_broken() {
+    let home = Home::new(&endpoint("a", "name = \"keyless\""));
+    let supervisor = home.start();
+    let (code, message, hint) = supervisor.refusal("endpoint.wake", json!({ "id": "a", "timeout_ms": 30_000 }));
+    assert_eq!((code, message.as_str(), hint.as_str()), (4, "endpoint `a` has no key", "store one"));
+    let status = supervisor.endpoint("a");
+    assert_eq!((&status["state"], &status["problem"]["hint"]), (&json!("broken"), &json!("store one")));
+    assert!(status["worker_pid"].is_u64(), "it answers for itself");
+    supervisor.stop();
+}
+
+#[test]
+fn a_port_that_is_taken_is_told_with_its_holder_and_tried_again() {
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = held.local_addr().unwrap().port();
+    let home = Home::new(&(endpoint("work", &format!("port = {port}")) + &endpoint("b", "")));
+    let supervisor = home.start();
+    supervisor.wake("b");
+    let own_name = fs::read_to_string("/proc/self/comm").unwrap().trim().to_owned();
+    let (code, message, hint) = supervisor.refusal("endpoint.wake", json!({ "id": "work", "timeout_ms": 30_000 }));
+    assert_eq!(code, 4);
+    assert_eq!(
+        message,
+        format!("endpoint `work` cannot start: port {port} is held by pid {} (`{own_name}`)", std::process::id())
+    );
+    assert_eq!(hint, "stop that process, or run `codexctl endpoint set work port auto`");
+    assert_eq!(supervisor.endpoint("work")["address"], Value::Null);
+    drop(held);
+    supervisor.wait_for_state("work", "running");
+    assert_eq!(supervisor.wake("work").port(), port);
+    // Any other port is a way out, too.
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    supervisor.call(
+        "endpoint.set",
+        json!({ "id": "b", "key": "port", "value": held.local_addr().unwrap().port().to_string() }),
+    );
+    let status = supervisor.endpoint("b");
+    assert_eq!(status["state"], "running", "what worked goes on");
+    assert!(status["problem"]["message"].as_str().unwrap().contains("is held by pid"), "{status}");
+    supervisor.call("endpoint.set", json!({ "id": "b", "key": "port", "value": null }));
+    assert_eq!(supervisor.endpoint("b")["problem"], Value::Null);
+    supervisor.stop();
+}
+
+#[test]
+fn without_a_worker_program_a_plain_sentence_is_answered() {
+    let home = Home::without_worker(&endpoint("a", ""));
+    let supervisor = home.start();
+    let status = supervisor.wait_for_state("a", "broken");
+    let message = status["problem"]["message"].as_str().unwrap();
+    assert!(message.starts_with("the worker program `") && message.ends_with("codex-worker` is missing"), "{message}");
+    let answer = get(crate::home::address(&status), "/v1/models").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain"), "{answer}");
+    let remedy = "install codex-supervisor again; both programs belong in one folder";
+    assert!(answer.ends_with(&format!("\r\n\r\ncodex-supervisor: {message}; {remedy}")), "{answer}");
+    assert_eq!(status["restarts_total"], 0, "that is no crash");
+    home.install_worker();
+    assert!(
+        get(supervisor.wait_for_state("a", "running")["address"].as_str().unwrap().parse().unwrap(), "/health")
+            .unwrap()
+            .contains("generation")
+    );
+    supervisor.stop();
+}
+
+#[test]
+fn a_replaced_worker_ends_its_answers_and_none_is_refused() {
+    const LINES: usize = 100;
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    let address = supervisor.wake("a");
+    let mut stream = BufReader::new(begin(address, &format!("/stream/{LINES}")).unwrap());
+    let mut line = String::new();
+    while !line.starts_with("0 of generation 1") {
+        line.clear();
+        assert!(stream.read_line(&mut line).unwrap() > 0);
+    }
+    for generation in 2..=4 {
+        supervisor.call("endpoint.restart", json!({ "id": "a" }));
+        supervisor.wait_for_endpoint("a", "the next worker", |status| {
+            status["generation"] == generation && status["state"] == "running"
+        });
+    }
+    let rest: Vec<String> = stream.lines().map(Result::unwrap).collect();
+    let expected: Vec<String> = (1..LINES).map(|line| format!("{line} of generation 1")).collect();
+    assert_eq!(rest, expected);
+    assert!(get(address, "/health").unwrap().ends_with("generation 4\n"));
+    wait_for("the old workers to end", || (home.processes().len() == 2).then_some(()));
+    assert_eq!(supervisor.endpoint("a")["restarts_total"], 0);
+    supervisor.stop();
+}
+
+#[test]
+fn a_worker_that_will_not_end_is_ended() {
+    let home = Home::new(&("[daemon]\nstop_timeout_s = 1\n".to_owned() + &endpoint("a", "name = \"stubborn\"")));
+    let supervisor = home.start();
+    supervisor.wake("a");
+    let stopped_at = Instant::now();
+    supervisor.stop();
+    let elapsed = stopped_at.elapsed();
+    assert!(elapsed > Duration::from_secs(2) && elapsed < PATIENCE, "{elapsed:?}");
+}
+
+#[test]
+fn told_to_end_twice_it_ends_at_once() {
+    let home = Home::new(&("[daemon]\nstop_timeout_s = 600\n".to_owned() + &endpoint("a", "name = \"stubborn\"")));
+    let supervisor = home.start();
+    supervisor.wake("a");
+    supervisor.signal(Signal::TERM);
+    wait_for("it to be told", || {
+        fs::read_to_string(home.state("logs/supervisor.log")).unwrap().contains("stopping").then_some(())
+    });
+    let (code, message, _) = supervisor.refusal("endpoint.start", json!({ "id": "a" }));
+    assert_eq!((code, message.as_str()), (2, "the supervisor is about to end"));
+    supervisor.stop();
+}
+
+#[test]
+fn a_stop_is_remembered_and_answered_for() {
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    let address = supervisor.wake("a");
+    assert_eq!(supervisor.call("endpoint.stop", json!({ "id": "a" }))["state"], "stopped");
+    let sentence = "codex-supervisor: the endpoint `a` is stopped; start it with `codexctl start a`";
+    assert!(get(address, "/v1/responses").unwrap().ends_with(sentence));
+    let (code, message, hint) = supervisor.refusal("endpoint.wake", json!({ "id": "a", "timeout_ms": 30_000 }));
+    assert_eq!(
+        (code, message.as_str(), hint.as_str()),
+        (4, "the endpoint `a` is stopped", "`codexctl start a` starts it")
+    );
+    supervisor.stop();
+    let supervisor = home.start();
+    assert_eq!(supervisor.endpoint("a")["state"], "stopped");
+    assert!(get(address, "/v1/responses").unwrap().ends_with(sentence));
+    supervisor.call("endpoint.start", json!({ "id": "a" }));
+    assert_eq!(supervisor.wake("a"), address);
+    supervisor.stop();
+    let supervisor = home.start();
+    supervisor.wake("a");
+    supervisor.stop();
+}

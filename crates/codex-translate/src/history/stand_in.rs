@@ -1,0 +1,47 @@
+//! Words that stand in a conversation for what a protocol cannot carry, the same in all of them.
+
+use std::borrow::Cow;
+
+use crate::json::Str;
+use crate::responses::request::Format;
+use crate::tools::schema;
+
+/// Before instructions that come in the middle of a conversation, where only `user` is understood everywhere.
+pub(crate) const DEVELOPER_LABEL: &str = "[instructions of the developer, not of the user; they apply from here on]";
+/// The result of a call that has none.
+pub(crate) const MISSING_RESULT: &str = "[no result was recorded for this call]";
+/// The result of a call that returned nothing; some providers refuse empty content.
+pub(crate) const EMPTY_RESULT: &str = "[no output]";
+/// In place of an image for a model that takes none.
+pub(crate) const IMAGE_NOTE: &str = "[image omitted: this model does not take images]";
+/// In place of an audio recording.
+pub(crate) const AUDIO_NOTE: &str = "[audio omitted: this model does not take audio]";
+/// Keeps the model from speaking first, or twice, where that is refused.
+pub(crate) const USER_FILLER: &str = "[the conversation continues]";
+/// Where arguments go that are no JSON object: the model made a mistake, was told so, and should still see what it was.
+pub(crate) const INVALID_ARGUMENTS: &str = "invalid_arguments";
+
+/// In place of a file.
+pub(crate) fn file_note(name: Option<Str<'_>>) -> Cow<'static, str> {
+    match name {
+        Some(name) => format!("[file `{}` omitted: this model takes text and images only]", name.decode()).into(),
+        None => "[file omitted: this model takes text and images only]".into(),
+    }
+}
+
+/// Asks for a form of the answer where there is no parameter for it.
+pub(crate) fn format_instruction(format: Format<'_>) -> Cow<'static, str> {
+    match format {
+        Format::JsonObject => "Answer with one JSON object and nothing else: no code fence, no words around it.".into(),
+        Format::JsonSchema { schema, .. } => {
+            let mut cleaned = Vec::new();
+            schema::write(&mut cleaned, schema, schema::Keywords::Standard);
+            format!(
+                "When the work is done, answer with one JSON object and nothing else: no code fence, no words around \
+                 it. It must match this JSON schema:\n{}",
+                String::from_utf8_lossy(&cleaned)
+            )
+            .into()
+        }
+    }
+}
