@@ -77,14 +77,17 @@ do_install() {
   install_programs
   install_units
   if has_service_manager; then
+    local runs=no
     systemctl --user daemon-reload
+    ! systemctl --user is-active --quiet codex-supervisor.service || runs=yes
     if [ "$enable" = yes ]; then
-      systemctl --user enable --now "${units[@]}"
+      systemctl --user enable "${units[@]}"
+      # The socket comes first: systemd refuses it to a service that runs already and has bound its own.
+      [ $runs = yes ] || systemctl --user start codex-supervisor.socket
+      systemctl --user start codex-supervisor.service
       echo "the supervisor runs, now and after each login"
     fi
-    if systemctl --user is-active --quiet codex-supervisor.service && [ "$enable" = no ]; then
-      echo "the supervisor that runs is the one from before: \`codexctl restart\` changes to this one"
-    fi
+    [ $runs = no ] || echo "the supervisor that runs is the one from before: \`codexctl restart\` changes to this one"
   else
     [ "$enable" = no ] || fail "there is no service manager (\`systemctl --user\`) that could start the supervisor" \
       "everything is installed; \`codexctl start\` starts it by hand"
@@ -100,12 +103,13 @@ do_install() {
 do_uninstall() {
   local file removed=no
   if has_service_manager; then
-    for file in "${units[@]}"; do
+    # The socket first: it would start the service again.
+    for file in codex-supervisor.socket codex-supervisor.service; do
       [ ! -e "$unit_folder/$file" ] || systemctl --user disable --now "$file"
     done
   fi
   # One that runs without systemd. It is asked by the very program that is about to go.
-  [ ! -x "$bin/codexctl" ] || "$bin/codexctl" stop
+  [ ! -x "$bin/codexctl" ] || "$bin/codexctl" stop > /dev/null
   for file in "${programs[@]/#/$bin/}" "${units[@]/#/$unit_folder/}"; do
     if [ -e "$file" ]; then
       rm -f "$file"

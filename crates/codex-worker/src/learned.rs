@@ -121,7 +121,11 @@ fn name(repair: &Repair) -> Option<String> {
         Repair::CleanSchema => Some("clean-schema".to_owned()),
         Repair::StringContent => Some("string-content".to_owned()),
         Repair::ReasoningContentRequired => Some("reasoning-content-required".to_owned()),
-        Repair::MergeSystem | Repair::RefreshToken | Repair::CreateSession | Repair::StartNewRun => None,
+        Repair::MergeSystem
+        | Repair::ForgetThinking
+        | Repair::RefreshToken
+        | Repair::CreateSession
+        | Repair::StartNewRun => None,
     }
 }
 

@@ -285,8 +285,12 @@ fn etag(catalog: &[Value]) -> Option<HeaderValue> {
 }
 
 async fn fetch(worker: &Worker) -> Result<Vec<Fetchable>, String> {
-    let key = worker.credential.get().await.map_err(|error| report::chain(&error))?;
-    let response = worker.upstream.get("/models", key.as_ref()).await.map_err(|failure| failure.message)?;
+    let mut key = worker.credential.get().await.map_err(|error| report::chain(&error))?;
+    let mut response = worker.upstream.get("/models", key.as_ref()).await.map_err(|failure| failure.message)?;
+    if response.status() == StatusCode::UNAUTHORIZED && worker.credential.has_changed(key.as_ref()).await {
+        key = worker.credential.get().await.map_err(|error| report::chain(&error))?;
+        response = worker.upstream.get("/models", key.as_ref()).await.map_err(|failure| failure.message)?;
+    }
     let status = response.status();
     if !status.is_success() {
         let body = upstream::error_body(response.into_body()).await;

@@ -36,11 +36,13 @@ const STOP_MARGIN: Duration = Duration::from_secs(10);
 /// # Errors
 /// Exit code 3 when it does not run.
 pub(crate) fn connect(ctx: &Context) -> Result<Client, Failure> {
-    let not_running = || Failure::unreachable("the supervisor is not running").hint("start it with `codexctl start`");
-    if would_be_woken(ctx) {
-        return Err(not_running());
-    }
-    Client::connect(&ctx.paths.control_socket())?.ok_or_else(not_running)
+    find(ctx)?
+        .ok_or_else(|| Failure::unreachable("the supervisor is not running").hint("start it with `codexctl start`"))
+}
+
+/// Connects to the supervisor if it runs; starts nothing.
+pub(crate) fn find(ctx: &Context) -> Result<Option<Client>, Failure> {
+    if would_be_woken(ctx) { Ok(None) } else { Client::connect(&ctx.paths.control_socket()) }
 }
 
 /// Connects to the supervisor, starting it when it does not run.
@@ -145,10 +147,7 @@ pub(crate) fn stop(ctx: &Context) -> Result<bool, Failure> {
         service.control("stop", timeout)?;
         return Ok(true);
     }
-    if would_be_woken(ctx) {
-        return Ok(false);
-    }
-    let Some(mut client) = Client::connect(&ctx.paths.control_socket())? else {
+    let Some(mut client) = find(ctx)? else {
         return Ok(false);
     };
     let status: DaemonStatus = client.call("daemon.status", (), CALL_TIMEOUT).map_err(Failure::from)?;

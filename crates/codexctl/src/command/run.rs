@@ -47,7 +47,7 @@ pub(crate) fn start(ctx: &Context, arguments: &StartArguments) -> Result<(), Fai
     if let Some(id) = &arguments.endpoint {
         return control(ctx, id, "endpoint.start");
     }
-    match Client::connect(&ctx.paths.control_socket())? {
+    match daemon::find(ctx)? {
         Some(mut client) => show_daemon(ctx, &mut client, "the supervisor runs already"),
         None => show_daemon(ctx, &mut daemon::start(ctx, daemon::START_TIMEOUT)?, "the supervisor runs"),
     }

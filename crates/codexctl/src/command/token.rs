@@ -40,7 +40,7 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
     let left = || deadline.saturating_duration_since(Instant::now());
     let woken = daemon::connect_or_start(ctx, left())
         .map_err(CallError::Lost)
-        .and_then(|mut client| probe::wake(&mut client, None, left().saturating_sub(WAKE_MARGIN), WAKE_MARGIN));
+        .and_then(|mut client| probe::wake(&mut client, Some(id), left().saturating_sub(WAKE_MARGIN), WAKE_MARGIN));
     if let Err(CallError::Refused(error)) = &woken
         && error.code == code::NOT_FOUND
     {

@@ -228,7 +228,7 @@ fn two_commands_do_not_add_at_once() {
     let supervisor = Supervisor::with(&home, &[]);
     codex_control::files::create_private_folder(&home.paths.credentials_folder()).unwrap();
     let other = File::open(home.paths.credentials_folder()).unwrap();
-    rustix::fs::flock(&other, FlockOperation::LockExclusive).unwrap();
+    rustix::fs::flock(&other, FlockOperation::LockShared).unwrap();
     let ended = home.run_with_input(&["endpoint", "add", "--preset", "zai"], KEY);
     let message = format!(
         "the credentials store `{}` is in use by another `codexctl endpoint add`",

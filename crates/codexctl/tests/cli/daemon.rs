@@ -67,6 +67,25 @@ fn a_command_that_needs_the_supervisor_starts_it_and_says_so() {
 }
 
 #[test]
+fn a_rival_that_was_faster_is_used() {
+    // What was started finds the place taken and ends, before the other one answers.
+    let home = home_with_supervisor(&format!("({}) &\nexit 1", stand_in_script()));
+    home.run(&["start"]).succeeded();
+    home.run(&["stop"]).succeeded();
+}
+
+#[test]
+fn a_unit_without_a_service_manager_is_not_used() {
+    let home = home_with_supervisor(&stand_in_script());
+    let units = home.root().join("home/.config/systemd/user");
+    fs::create_dir_all(&units).unwrap();
+    fs::write(units.join("codex-supervisor.service"), "[Service]\n").unwrap();
+    home.program("systemctl", "exit 1");
+    home.run(&["start"]).succeeded();
+    home.run(&["stop"]).succeeded();
+}
+
+#[test]
 fn two_commands_may_start_it_at_once() {
     // The second one finds the place taken, as with the real lock, and ends at once.
     let script = format!("mkdir \"$HOME/lock\" 2>/dev/null || exit 1\n{}", stand_in_script());

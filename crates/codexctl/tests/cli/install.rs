@@ -106,8 +106,8 @@ fn programs_and_units_come_and_go() {
     assert!(ended.succeeded().ends_with(&format!("stays: your keys, in {}\n", config.display())), "{ended:#?}");
     assert_eq!(installation.files(), [".config/codex-supervisor/credentials/zai"]);
     let expected = [
-        "systemctl --user disable --now codex-supervisor.service",
         "systemctl --user disable --now codex-supervisor.socket",
+        "systemctl --user disable --now codex-supervisor.service",
         "~/.local/bin/codexctl stop",
         "systemctl --user daemon-reload",
     ];
@@ -133,15 +133,19 @@ fn another_folder_is_named_in_the_unit() {
 
 #[test]
 fn it_is_started_only_when_asked() {
-    let installation = Installation::new("");
+    let installation = Installation::new("[ \"$2\" != is-active ]");
     installation.install(&["--enable"]).succeeded();
     let expected = [
         "systemctl --user daemon-reload",
-        "systemctl --user enable --now codex-supervisor.service codex-supervisor.socket",
+        "systemctl --user enable codex-supervisor.service codex-supervisor.socket",
+        "systemctl --user start codex-supervisor.socket",
+        "systemctl --user start codex-supervisor.service",
     ];
     assert_eq!(installation.called(), expected);
-    let ended = installation.install(&[]);
+    let running = Installation::new("");
+    let ended = running.install(&["--enable"]);
     assert!(ended.succeeded().contains("`codexctl restart` changes to this one"), "{ended:#?}");
+    assert!(!running.called().contains(&expected[2].to_owned()), "systemd refuses a socket to a running service");
 }
 
 #[test]

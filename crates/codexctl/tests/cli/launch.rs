@@ -74,13 +74,15 @@ fn the_default_endpoint_and_a_chosen_model_are_used() {
     let mut home = Home::new();
     let codex = home.program("my-codex", CODEX);
     home.set("CODEX_SUPERVISOR_CODEX", codex);
+    home.set("no_proxy", "internal");
     let models = json!({ "models": [{ "slug": "glm-5" }] });
     let worker = Worker::new(&home.make_token("zai"), 200, &models);
     let zai = endpoint("zai", json!({ "default_model": null, "address": worker.address }));
     let supervisor = Supervisor::with(&home, &[zai]);
     let ended = home.run(&["launch", "cli"]);
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(7), ""));
-    let argv = called(&home).unwrap().argv;
+    let Called { argv, env } = called(&home).unwrap();
+    assert!(env.contains(&"NO_PROXY=internal,127.0.0.1,localhost".to_owned()), "{env:#?}");
     assert!(!argv.iter().any(|argument| argument.starts_with("model=")), "{argv:?}");
     assert_eq!(supervisor.calls()[0].1["id"], json!(null));
     fs::remove_file(home.root().join("home/argv")).unwrap();

@@ -142,6 +142,13 @@ fn the_first_line_says_whether_it_works_and_the_second_what_to_do() {
             "",
         ),
         (
+            vec![endpoint("b", json!({ "is_default": false, "state": "stopped" })), endpoint("zai", json!({}))],
+            true,
+            json!(null),
+            "ready: Codex → zai → Z.AI (no request yet)",
+            "",
+        ),
+        (
             // Without a default endpoint the first one stands for all.
             vec![endpoint("b", json!({ "is_default": false })), endpoint("a", json!({ "is_default": false }))],
             true,

@@ -73,3 +73,11 @@ fn no_token_is_a_failure() {
     let message = format!("endpoint `zai` has no token in `{}`", path.display());
     home.run(&["token", "zai"]).failed(1, &message, Some("`codexctl restart zai` makes one"));
 }
+
+#[test]
+fn a_removed_endpoint_has_no_token_any_more() {
+    let home = Home::new();
+    home.make_token("zia");
+    let _supervisor = Supervisor::with(&home, &[endpoint("zai", json!({}))]);
+    home.run(&["token", "zia"]).failed(1, "there is no endpoint `zia`", Some("did you mean `zai`?"));
+}

@@ -15,10 +15,10 @@ use codex_control::settings::{SETTINGS_BYTES_MAX, Settings, SettingsError};
 use codex_control::{EndpointId, report::nearest};
 use serde_json::json;
 
-use crate::client::{CALL_TIMEOUT, Client};
+use crate::client::CALL_TIMEOUT;
 use crate::command::presets;
 use crate::failure::Failure;
-use crate::{Context, program};
+use crate::{Context, daemon, program};
 
 /// What a new file begins as: every setting at its default, explained.
 const TEMPLATE: &str = include_str!("../../../../../config/supervisor.toml");
@@ -171,7 +171,7 @@ fn warn_unresolved(ctx: &Context, path: &Path, bytes: &[u8]) {
 
 /// Tells a running supervisor; says whether there is one.
 fn reload(ctx: &Context) -> Result<bool, Failure> {
-    let Some(mut client) = Client::connect(&ctx.paths.control_socket())? else {
+    let Some(mut client) = daemon::find(ctx)? else {
         return Ok(false);
     };
     let status: DaemonStatus = client.call("daemon.reload", (), CALL_TIMEOUT)?;
