@@ -26,6 +26,13 @@ cargo fmt --all --check
 step "lints"
 cargo clippy --workspace --all-targets --locked -- -D warnings
 
+step "scripts"
+if command -v shellcheck > /dev/null; then
+  shellcheck --external-sources scripts/*.sh scripts/systemd-sandbox .ci/run
+else
+  echo "skipped: shellcheck is not installed (apt-get install shellcheck)"
+fi
+
 step "documentation"
 RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked --quiet
 

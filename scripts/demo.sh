@@ -9,7 +9,8 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/packages.sh
 . scripts/packages.sh
 
-step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+if [ -t 1 ]; then bold=$'\033[1m' plain=$'\033[0m'; else bold='' plain=''; fi
+step() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
 
 step "1. What is needed"
 ensure_rust
@@ -27,6 +28,7 @@ step "3. A throw-away home"
 made=$(dirname "$programs")/demo
 rm -rf "$made"
 mkdir -p "$made"
+git -C "$made" init --quiet # a project of its own, not a part of this one
 # In /tmp, because the path of a socket must be short; Codex's own folder elsewhere, because it dislikes /tmp.
 base=$(mktemp -d /tmp/codex-demo.XXXXXX)
 codex_home=$made-codex-home
@@ -45,7 +47,8 @@ printf 'check_for_update_on_startup = false\n[analytics]\nenabled = false\n[feat
 left() {
   local file
   for file in /proc/[0-9]*/environ; do
-    if tr '\0' '\n' < "$file" 2> /dev/null | grep -qxF "HOME=$base/home"; then file=${file%/environ}; echo "${file#/proc/}"; fi
+    # Other users' processes cannot be read, and some end meanwhile.
+    if { tr '\0' '\n' < "$file" | grep -qxF "HOME=$base/home"; } 2> /dev/null; then file=${file%/environ}; echo "${file#/proc/}"; fi
   done
 }
 ended=''
@@ -66,7 +69,8 @@ trap 'exit 143' TERM
 demo() { printf '\n$ %s\n' "$*"; (cd "$made" && env -i "${environment[@]}" "$@"); }
 
 step "4. A provider (scripted: it checks each request strictly, and answers like a model)"
-env -i "${environment[@]}" "$programs/fake-provider" --scenario demo > "$base/provider.log" 2>&1 &
+: > "$base/provider.log"
+env -i "${environment[@]}" "$programs/fake-provider" --scenario demo >> "$base/provider.log" 2>&1 &
 provider=$!
 for _ in {1..100}; do
   address=$(head -n 1 "$base/provider.log")
@@ -85,14 +89,16 @@ demo codexctl launch cli --endpoint demo -- exec --skip-git-repo-check --dangero
   "Write a greeting into greeting.txt, improve it, and show it to me." < /dev/null 2>&1 | tee "$base/codex.log"
 
 step "7. What happened at each hop"
-echo "the worker, between Codex and the provider:"
-demo codexctl status
-echo
-echo "the provider, which answers 400 to any request that is not well-formed:"
+echo "Codex asked the worker four times, in its own language (Responses); the worker's log:"
+demo codexctl logs demo
+printf '\n%s\n' "the worker asked the provider, in the provider's language (Chat Completions); the provider, which answers 400 to
+any request that is not well-formed, says:"
 sed -n '2,$s/^/  /p' "$base/provider.log"
-echo
-echo "the file that Codex has made:"
+printf '\n%s\n' "Codex made this file:"
 sed 's/^/  /' "$made/greeting.txt"
+printf '\n%s\n' "the supervisor watched:"
+sleep 0.6 # workers report every half second
+demo codexctl status
 
 step "8. Stop"
 demo codexctl stop

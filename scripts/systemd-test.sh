@@ -12,16 +12,15 @@ fail() {
   exit 1
 }
 
-processes() { ps -u "$(id -u)" -o pid=,args= | grep -E 'codex-(supervisor|worker)' | grep -v grep || true; }
+processes() { pgrep -u "$(id -u)" --list-full --full '/codex-(supervisor|worker)' || true; }
 
 inside() {
   export PATH=$HOME/.local/bin:/sandbox/node:$PATH CODEX_SUPERVISOR_CODEX=$1 NO_PROXY=127.0.0.1,localhost
-  # What install.sh does, for programs that are built already.
-  install -D -m 755 -t "$HOME/.local/bin" /sandbox/bin/codex-supervisor /sandbox/bin/codex-worker /sandbox/bin/codexctl
-  install -D -m 644 -t "$HOME/.config/systemd/user" /sandbox/systemd/codex-supervisor.service /sandbox/systemd/codex-supervisor.socket
   mkdir -p "$HOME/.codex" "$HOME/work"
   printf 'check_for_update_on_startup = false\n[analytics]\nenabled = false\n[features]\nplugins = false\napps = false\n' > "$HOME/.codex/config.toml"
-  systemctl --user daemon-reload
+
+  echo "== install"
+  /sandbox/scripts/install.sh --from /sandbox/bin || fail "install"
 
   echo "== start"
   systemctl --user start codex-supervisor || fail "the service does not start"
@@ -31,7 +30,8 @@ inside() {
 
   echo "== an endpoint at a scripted provider"
   local provider_log=$HOME/provider.log address
-  /sandbox/bin/fake-provider --script /sandbox/scenarios/systemd.toml > "$provider_log" &
+  : > "$provider_log"
+  /sandbox/bin/fake-provider --script /sandbox/scenarios/systemd.toml >> "$provider_log" &
   local provider=$!
   for _ in {1..100}; do address=$(head -n 1 "$provider_log"); [ -z "$address" ] || break; sleep 0.1; done
   echo test-key | codexctl endpoint add scripted --base-url "http://$address/v1" --protocol chat-completions --model scripted ||
@@ -49,7 +49,7 @@ inside() {
   echo "== restart"
   systemctl --user restart codex-supervisor || fail "the service does not restart"
   codexctl token scripted > /dev/null || fail "the endpoint does not come back after a restart"
-  [ "$(processes | grep -c codex-supervisor)" = 1 ] || fail "not one supervisor: $(processes)"
+  [ "$(pgrep -u "$(id -u)" --count --exact codex-superviso)" = 1 ] || fail "not one supervisor: $(processes)"
 
   echo "== stop"
   systemctl --user stop codex-supervisor.socket codex-supervisor || fail "the service does not stop"
@@ -60,6 +60,12 @@ inside() {
   [ -z "$left" ] || fail "sockets are left: $left"
   kill "$provider"
   wait "$provider" || fail "the provider's script was not played: $(cat "$provider_log")"
+
+  echo "== uninstall"
+  /sandbox/scripts/install.sh --uninstall || fail "uninstall"
+  for left in "$HOME"/.local/bin/codex* "$HOME"/.config/systemd/user/codex*; do
+    [ ! -e "$left" ] || fail "$left is left"
+  done
   echo "nothing is left"
 }
 

@@ -312,8 +312,8 @@ fn a_provider_with_an_error() {
     let home = SandboxHome::with_provider(&provider);
     let shown = codex_fails(&home);
     assert!(shown.contains("the backend is on fire"), "{shown}");
-    // Four attempts of ours for each of Codex's six.
-    assert!((4..=24).contains(&provider.requests().len()), "{} attempts", provider.requests().len());
+    // Codex alone asks a provider that answers 500 thirty times before it gives up; with us it is asked no more often.
+    assert!((4..=30).contains(&provider.requests().len()), "{} attempts", provider.requests().len());
     let counters = home.endpoint("scripted").counters;
     assert!(counters.last_failure.is_some_and(|failure| failure.status == Some(500)));
 }

@@ -13,6 +13,8 @@ use codex_control::report::{self, Hinted};
 use codex_control::settings::{EndpointSettings, Settings, SettingsError};
 use codex_control::tables::Tables;
 
+use crate::registry::fingerprint;
+
 /// What is in force.
 #[derive(Clone, Debug)]
 pub(crate) struct Configuration {
@@ -74,8 +76,10 @@ impl Configuration {
 
     /// Every endpoint as it is to run.
     pub(crate) fn plan(&self) -> Vec<Planned> {
+        let tables = fingerprint(&format!("{:?}", self.tables));
         let planned = |settings: &EndpointSettings| Planned {
             settings: settings.clone(),
+            tables: tables.clone(),
             resolved: endpoint::resolve(&self.settings, &self.tables, settings)
                 .map_err(|error| Problem { message: error.to_string(), hint: error.hint() }),
         };
@@ -90,6 +94,8 @@ pub(crate) struct Planned {
     pub(crate) settings: EndpointSettings,
     /// What a worker would be given, or why there can be none.
     pub(crate) resolved: Result<Endpoint, Problem>,
+    /// [`fingerprint`] of the tables: a worker reads them at its start and looks models up in them.
+    pub(crate) tables: String,
 }
 
 /// What a new plan means for one endpoint.

@@ -3,19 +3,22 @@
 //! A client's calls are answered one after the other; while one is being worked on, events go on arriving. Everything
 //! a client can do to us is bounded: the length of a line, the number of clients, the time a write may take.
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use codex_control::files::PRIVATE_FILE_MODE;
 use codex_control::rpc::{JSONRPC, LINE_BYTES_MAX, Request, Response, RpcError, code};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, broadcast, oneshot};
+use tokio::sync::{broadcast, oneshot, watch};
+use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use crate::announce::Line;
@@ -43,18 +46,34 @@ pub(crate) fn bind(path: &Path) -> io::Result<StdUnixListener> {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another program answers there"));
         }
     }
-    // The mask set at the start of the process makes it 0600 from the first moment on.
-    StdUnixListener::bind(path)
+    let listener = StdUnixListener::bind(path)?;
+    make_private(path)?;
+    Ok(listener)
 }
 
-/// Accepts clients until the runtime ends.
-pub(crate) async fn serve(listener: StdUnixListener, queue: Queue, events: broadcast::Sender<Line>) -> io::Result<()> {
+/// Gives a socket its mode. Its folder is private, so nobody else could reach it before either.
+pub(crate) fn make_private(path: &Path) -> io::Result<()> {
+    std::fs::set_permissions(path, Permissions::from_mode(PRIVATE_FILE_MODE))
+}
+
+/// Accepts clients until the sender of `stopped` is dropped; returns when each has got the answer it waits for.
+pub(crate) async fn serve(
+    listener: StdUnixListener,
+    queue: Queue,
+    events: broadcast::Sender<Line>,
+    mut stopped: watch::Receiver<()>,
+) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let own_uid = rustix::process::geteuid().as_raw();
-    let slots = Arc::new(Semaphore::new(CLIENTS_MAX));
+    let mut clients = JoinSet::new();
     loop {
-        let stream = match listener.accept().await {
+        while clients.try_join_next().is_some() {}
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopped.changed() => break,
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 warn!(%error, "a client cannot be accepted");
@@ -73,18 +92,20 @@ pub(crate) async fn serve(listener: StdUnixListener, queue: Queue, events: broad
                 continue;
             }
         }
-        let client = Client::new(stream, queue.clone(), events.clone());
-        match slots.clone().try_acquire_owned() {
-            // The task ends with its client; a client that does not take its bytes is dropped after WRITE_TIMEOUT.
-            Ok(slot) => drop(tokio::spawn(async move {
-                if let Err(error) = client.converse().await {
-                    debug!(%error, "a client has gone");
-                }
-                drop(slot);
-            })),
-            Err(_) => client.send_away(),
+        let client = Client::new(stream, queue.clone(), events.clone(), stopped.clone());
+        if clients.len() >= CLIENTS_MAX {
+            client.send_away();
+            continue;
         }
+        clients.spawn(async move {
+            if let Err(error) = client.converse().await {
+                debug!(%error, "a client has gone");
+            }
+        });
     }
+    drop(listener);
+    while clients.join_next().await.is_some() {}
+    Ok(())
 }
 
 struct Client {
@@ -93,12 +114,14 @@ struct Client {
     queue: Queue,
     events: broadcast::Sender<Line>,
     subscription: Option<broadcast::Receiver<Line>>,
+    stopped: watch::Receiver<()>,
 }
 
 impl Client {
-    fn new(stream: UnixStream, queue: Queue, events: broadcast::Sender<Line>) -> Self {
+    fn new(stream: UnixStream, queue: Queue, events: broadcast::Sender<Line>, stopped: watch::Receiver<()>) -> Self {
         let (reader, writer) = stream.into_split();
-        Self { lines: Lines { reader, buffer: BytesMut::new() }, writer, queue, events, subscription: None }
+        let lines = Lines { reader, buffer: BytesMut::new() };
+        Self { lines, writer, queue, events, subscription: None, stopped }
     }
 
     async fn converse(mut self) -> io::Result<()> {
@@ -109,6 +132,7 @@ impl Client {
                     write(&mut self.writer, event.as_bytes()).await?;
                     continue;
                 }
+                _ = self.stopped.changed() => return Ok(()),
             };
             match line {
                 None => return Ok(()),

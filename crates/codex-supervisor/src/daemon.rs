@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use codex_control::environment::Environment;
@@ -24,6 +25,8 @@ use crate::registry::SupervisorEntry;
 use crate::supervisor::{Start, Supervisor};
 use crate::{control, single, systemd, watch, worker_socket};
 
+/// Time clients have to take their last answers.
+const FAREWELL_WITHIN: Duration = Duration::from_millis(500);
 /// Name of the worker program; it stands beside ours.
 const WORKER_PROGRAM: &str = "codex-worker";
 
@@ -79,10 +82,12 @@ async fn supervise(start: Start, events: mpsc::Receiver<Event>) -> anyhow::Resul
     };
     let worker_listener =
         worker_socket::bind(&paths.worker_socket()).with_context(|| cannot_bind(&paths.worker_socket()))?;
-    // Both serve until the runtime ends with this function.
+    // Serves until the runtime ends with this function.
     tokio::spawn(worker_socket::serve(worker_listener, queue.clone()));
     let supervisor = Supervisor::start(start, inherited);
-    tokio::spawn(control::serve(control_listener, queue.clone(), supervisor.event_lines()));
+    let (control_stop, control_stopped) = tokio::sync::watch::channel(());
+    let clients =
+        tokio::spawn(control::serve(control_listener, queue.clone(), supervisor.event_lines(), control_stopped));
     // Without it changes are found a few seconds later, by a look at the files.
     let _watcher = watch::watch(paths.config_folder(), queue)
         .inspect_err(|error| warn!(%error, "the settings folder cannot be watched"))
@@ -90,6 +95,11 @@ async fn supervise(start: Start, events: mpsc::Receiver<Event>) -> anyhow::Resul
     systemd::notify(&[NotifyState::Ready]);
     info!("ready");
     supervisor.run(events).await;
+    // The owner is gone, and whoever waited for it has been answered; the answers still have to be written.
+    drop(control_stop);
+    if tokio::time::timeout(FAREWELL_WITHIN, clients).await.is_err() {
+        warn!("a client does not take its last answer");
+    }
     let control_socket = control_is_ours.then_some(control_path);
     for path in control_socket.into_iter().chain([paths.worker_socket()]) {
         if let Err(error) = std::fs::remove_file(&path) {

@@ -365,16 +365,17 @@ impl Lifecycle {
         self.restart_at = Some(retry_at);
     }
 
-    /// A worker accepts connections.
-    pub(crate) fn ready(&mut self, now: Instant, generation: u64) {
-        if let Some(worker) = self.workers.get_mut(&generation)
-            && matches!(worker.stage, Stage::Starting { .. })
-        {
-            worker.stage = Stage::Serving;
-            worker.heard_at = now;
-            self.restart_at = None;
-            self.probe = Probe { due_at: Some(now), ..Probe::default() };
+    /// A worker accepts connections. Says whether that was waited for.
+    pub(crate) fn ready(&mut self, now: Instant, generation: u64) -> bool {
+        let Some(worker) = self.workers.get_mut(&generation) else { return false };
+        if !matches!(worker.stage, Stage::Starting { .. }) {
+            return false;
         }
+        worker.stage = Stage::Serving;
+        worker.heard_at = now;
+        self.restart_at = None;
+        self.probe = Probe { due_at: Some(now), ..Probe::default() };
+        true
     }
 
     /// A worker has given a sign of life.

@@ -220,6 +220,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_answer_comes_when_the_request_is_whole() {
+        let (listener, address) = listening();
+        let _stand_in = StandIn::start(&listener, SENTENCE.to_owned()).unwrap();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"POST / HTTP/1.1\r\ncontent-length: 8\r\n\r\nhalf").await.unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(200), stream.readable()).await;
+        assert!(early.is_err(), "some clients take an answer in the middle of their body for a broken connection");
+        stream.write_all(b"half").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with(SENTENCE), "{answer}");
+    }
+
+    #[tokio::test]
     async fn when_it_goes_connections_wait_for_the_worker() {
         let (listener, address) = listening();
         let stand_in = StandIn::start(&listener, SENTENCE.to_owned()).unwrap();

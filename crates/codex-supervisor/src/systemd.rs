@@ -21,8 +21,8 @@ use tracing::{debug, warn};
 
 /// `FileDescriptorName=` of the control socket in `codex-supervisor.socket`, and its default.
 const CONTROL_NAMES: [&str; 2] = ["control", "codex-supervisor.socket"];
-/// The name of a stored listener is this and its endpoint's id.
-const LISTENER_PREFIX: &str = "ep:";
+/// The name of a stored listener is this and its endpoint's id. A name must not hold a colon (`sd_pid_notify_with_fds(3)`).
+const LISTENER_PREFIX: &str = "ep-";
 
 /// Sockets that the service manager had for us.
 #[derive(Debug, Default)]
@@ -136,9 +136,9 @@ mod tests {
         store.forget(&"zai".parse().unwrap());
         let mut message = [0; 256];
         let length = manager.recv(&mut message).unwrap();
-        assert_eq!(&message[..length], b"FDSTORE=1\nFDNAME=ep:zai\n");
+        assert_eq!(&message[..length], b"FDSTORE=1\nFDNAME=ep-zai\n");
         let length = manager.recv(&mut message).unwrap();
-        assert_eq!(&message[..length], b"FDSTOREREMOVE=1\nFDNAME=ep:zai\n");
+        assert_eq!(&message[..length], b"FDSTOREREMOVE=1\nFDNAME=ep-zai\n");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::codec::{Decoder, Framed, FramedParts};
 use tracing::{debug, warn};
 
+use crate::control;
 use crate::event::{Connected, Event, MESSAGES_TO_WORKER_MAX, Queue, WorkerId};
 
 /// Connections at the same time: two workers per endpoint during a hand-over, and some that are about to be refused.
@@ -56,7 +57,9 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    UnixListener::bind(path)
+    let listener = UnixListener::bind(path)?;
+    control::make_private(path)?;
+    Ok(listener)
 }
 
 /// Accepts workers until the runtime ends.

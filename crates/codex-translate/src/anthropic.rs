@@ -41,6 +41,8 @@ pub struct Profile {
     /// The efforts that `output_config.effort` may name, used with [`Thinking::Adaptive`]. Others become the nearest
     /// below. Empty: none is sent.
     pub efforts: Vec<Effort>,
+    /// Give back what the model thought.
+    pub replay_thinking: bool,
     /// Give back thinking that carries no signature. Anthropic signs all of it and refuses what is not.
     pub unsigned_thinking: bool,
     /// Send `output_config.format` with a JSON schema; otherwise the schema becomes an instruction.
@@ -51,6 +53,8 @@ pub struct Profile {
     pub cache: bool,
     /// The conversation may end with words of the assistant, which the model then goes on with.
     pub prefill: bool,
+    /// Where Codex offers its hosted web search, offer Anthropic's, which runs at Anthropic and is paid for by the search.
+    pub web_search: bool,
     /// Reduce the schemas of tools to what every provider knows.
     pub plain_schemas: bool,
     /// Values of the `anthropic-beta` header.
@@ -116,11 +120,13 @@ impl Default for Profile {
             output_tokens: OUTPUT_TOKENS_DEFAULT,
             thinking: Thinking::Unasked,
             efforts: vec![Effort::Low, Effort::Medium, Effort::High],
+            replay_thinking: true,
             unsigned_thinking: false,
             json_schema: false,
             strict_tools: false,
             cache: true,
             prefill: false,
+            web_search: false,
             plain_schemas: false,
             betas: Vec::new(),
             omit: Vec::new(),
@@ -144,6 +150,7 @@ impl Profile {
         match repair {
             Repair::Drop(parameter) => self.drop_parameter(parameter),
             Repair::CleanSchema => self.plain_schemas = true,
+            Repair::ForgetThinking => self.replay_thinking = false,
             // Content is a list of blocks everywhere, there is one system text, and thinking has a form of its own. The
             // others are no matter of form.
             Repair::StringContent
@@ -164,12 +171,17 @@ impl Profile {
         });
         let first = steps.next().unwrap_or_default();
         let last = steps.next_back().unwrap_or(first);
-        match (first, last) {
-            (_, "strict") => self.strict_tools = false,
-            (_, "cache_control" | "ttl") => self.cache = false,
-            (_, member) if OPTIONAL_MEMBERS.contains(&member) && self.allows(member) => {
+        let member = if OPTIONAL_MEMBERS.contains(&last) { last } else { first };
+        if OPTIONAL_MEMBERS.contains(&member) {
+            if self.allows(member) {
                 self.omit.push(member.to_owned());
             }
+            return;
+        }
+        match (first, last) {
+            (_, "strict") => self.strict_tools = false,
+            ("tools", "web_search_20250305") => self.web_search = false,
+            (_, "cache_control" | "ttl") => self.cache = false,
             ("output_config", "effort") | ("effort", _) => self.efforts.clear(),
             ("output_config", "format" | "schema") | ("output_format", _) => self.json_schema = false,
             ("output_config", _) => {
@@ -177,10 +189,10 @@ impl Profile {
                 self.json_schema = false;
             }
             ("thinking", _) => self.thinking = Thinking::Unasked,
-            (member, _) if OPTIONAL_MEMBERS.contains(&member) && self.allows(member) => {
-                self.omit.push(member.to_owned());
-            }
             _ => {}
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

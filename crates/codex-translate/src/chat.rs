@@ -165,7 +165,11 @@ impl Profile {
             Repair::StringContent => self.string_content = true,
             Repair::ReasoningContentRequired => self.replay = Replay::ReasoningContent,
             // There never is more than one system message, and it is the first. The others are no matter of form.
-            Repair::MergeSystem | Repair::RefreshToken | Repair::CreateSession | Repair::StartNewRun => {}
+            Repair::MergeSystem
+            | Repair::ForgetThinking
+            | Repair::RefreshToken
+            | Repair::CreateSession
+            | Repair::StartNewRun => {}
         }
         *self != before
     }
@@ -173,9 +177,8 @@ impl Profile {
     /// Providers name the parameter bare or with its path: `stream_options`, `tools.0.function.strict`,
     /// `messages[3].reasoning_content`.
     fn drop_parameter(&mut self, parameter: &str) {
-        let mut steps = parameter.split(['.', '[', ']']).filter(|step| {
-            !step.is_empty() && !step.bytes().all(|byte| byte.is_ascii_digit()) && !matches!(*step, "body" | "function")
-        });
+        let is_name = |step: &&str| !step.is_empty() && *step != "body";
+        let mut steps = parameter.split(['.', '[', ']']).filter(is_name);
         let first = steps.next().unwrap_or_default();
         let last = steps.next_back().unwrap_or(first);
         match last {

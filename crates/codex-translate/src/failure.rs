@@ -77,6 +77,9 @@ pub enum Repair {
     StringContent,
     /// Send `reasoning_content` with historical calls.
     ReasoningContentRequired,
+    /// Leave out what the model thought earlier: the provider does not know it as its own. A matter of one conversation,
+    /// nothing to be learned for others.
+    ForgetThinking,
     /// Get a new access token.
     RefreshToken,
     /// Make a new session first.
@@ -189,6 +192,7 @@ impl std::fmt::Display for Repair {
             Self::CleanSchema => f.write_str("clean_schema"),
             Self::StringContent => f.write_str("string_content"),
             Self::ReasoningContentRequired => f.write_str("reasoning_content_required"),
+            Self::ForgetThinking => f.write_str("forget_thinking"),
             Self::RefreshToken => f.write_str("refresh_token"),
             Self::CreateSession => f.write_str("create_session"),
             Self::StartNewRun => f.write_str("start_new_run"),
@@ -383,6 +387,33 @@ mod tests {
                 json!({"error": {"message": "thinking is enabled but reasoning_content is missing in assistant tool call message at index 2"}}),
                 Some("reasoning_content_required"),
             ),
+            (
+                json!({"type": "error", "error": {"type": "invalid_request_error", "message": "tools.0.custom.strict: Extra inputs are not permitted"}}),
+                Some("drop:tools.0.custom.strict"),
+            ),
+            (
+                json!({"error": {"message": "messages.1.content.0: Invalid `signature` in `thinking` block"}}),
+                Some("forget_thinking"),
+            ),
+            (
+                json!({"error": {"message": "messages.5.content.0: `thinking` or `redacted_thinking` blocks in the latest assistant message cannot be modified."}}),
+                Some("forget_thinking"),
+            ),
+            (
+                json!({"error": {"message": "messages.3.content.0.type: Expected `thinking` or `redacted_thinking`, but found `tool_use`."}}),
+                Some("forget_thinking"),
+            ),
+            (
+                json!({"error": {"message": "messages.1.content.0.thinking.signature: Field required"}}),
+                Some("forget_thinking"),
+            ),
+            (
+                json!({"error": {"message": "output_config: Extra inputs are not permitted"}}),
+                Some("drop:output_config"),
+            ),
+            (json!({"error": {"message": "`temperature` is deprecated for this model."}}), Some("drop:temperature")),
+            (json!({"error": {"message": "model: Extra inputs are not permitted"}}), None),
+            (json!({"error": {"message": ": Extra inputs are not permitted"}}), None),
             (json!({"error": {"message": "Temperature must be 1."}}), None),
         ];
         for (body, expected) in rows {

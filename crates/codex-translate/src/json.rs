@@ -876,6 +876,10 @@ mod tests {
         let too_deep = "[".repeat(DEPTH_MAX as usize + 1);
         assert_eq!(parse(&too_deep), Err(Error { at: DEPTH_MAX as usize, what: "nested too deeply" }));
 
+        let mut reader = Reader::new(&too_deep);
+        let entered = std::iter::repeat_with(|| reader.enter_array().is_ok()).take_while(|entered| *entered).count();
+        assert_eq!(entered, DEPTH_MAX as usize);
+
         // Entering counts like skipping.
         let nested = format!("{}{}", "[".repeat(DEPTH_MAX as usize), "]".repeat(DEPTH_MAX as usize));
         let text = format!("[{nested}]");

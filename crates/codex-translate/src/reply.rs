@@ -211,13 +211,10 @@ impl Reply {
             EndCause::Eof => None,
             EndCause::Failed(failure) => Some(failure),
         };
-        if !self.rest.is_settled() {
+        match &cause {
+            None => _ = self.end_of_attempt(out),
             // Half an event at a broken connection says nothing; at the end of a body it only lacks its line end.
-            let read = if cause.is_none() { self.read_end(out) } else { Ok(()) };
-            match read {
-                Ok(()) => self.rest.end(cause.as_ref(), out),
-                Err(error) => self.rest.fail(Failure::new(FailureClass::Malformed, error.to_string()), out),
-            }
+            Some(cause) => self.rest.end(Some(cause), out),
         }
         if !self.rest.emitter.is_over() {
             let failure = cause.or(self.rest.pending.take()).unwrap_or_else(no_answer);

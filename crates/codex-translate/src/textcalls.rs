@@ -14,7 +14,7 @@
 //! Markup in code is a quotation, and stays. A call whose end was not seen is never given out: the answer fails, so
 //! that it is asked for again, unless it was cut by the output limit.
 //!
-//! A dialect is one file that fills in a [`Dialect`].
+//! A dialect is one file that fills in a `Dialect`.
 
 mod dsml;
 mod glm;

@@ -325,7 +325,7 @@ pub fn preferred_alias(namespace: Option<&str>, name: &str) -> String {
 fn hashed_alias(namespace: Option<&str>, name: &str, attempt: u32) -> String {
     let mut hash = Sha256::new();
     hash.update(namespace.unwrap_or_default());
-    hash.update([0, u8::from(namespace.is_some())]);
+    hash.update([0]);
     hash.update(name);
     hash.update(attempt.to_le_bytes());
     let digest = hash.finalize();
@@ -427,7 +427,8 @@ mod tests {
                 {"type":"function"},{"type":"function","name":""},{"type":"function","name":"null"},
                 {"type":"function","name":null},{"type":"function","name":7},{"type":"custom"},{"name":"no_type"},
                 {"type":"namespace","tools":[{"type":"function","name":"lost"}]},
-                {"type":"namespace","name":"n","tools":[{"type":"namespace","name":"m","tools":[]}]},
+                {"type":"namespace","name":"n","tools":[{"type":"namespace","name":"m","tools":[
+                    {"type":"function","name":"f"}]}]},
                 null,1,"x",[],{}]"#,
             "[]",
         );

@@ -292,7 +292,7 @@ impl Answer<'_> {
                 }
                 Step::Raw(bytes) => self.wire.push(bytes.as_bytes()).await?,
                 Step::Usage { prompt_tokens, completion_tokens } => {
-                    self.usage = Some((*prompt_tokens, *completion_tokens))
+                    self.usage = Some((*prompt_tokens, *completion_tokens));
                 }
                 Step::Finish(reason) => self.finish = Some(reason.clone()),
                 Step::Hold(gate) => self.hold(gate).await?,

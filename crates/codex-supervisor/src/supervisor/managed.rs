@@ -39,6 +39,10 @@ use crate::worker::{self, Launch};
 
 /// Time between two tries at what only somebody else can mend: a port that is taken, a program that is missing.
 const RETRY_INTERVAL: Duration = Duration::from_secs(3);
+/// The first tries at a taken port come quicker: it may be held by a worker that is just about to end.
+const QUICK_TRIES: u32 = 8;
+/// Time between two quick tries.
+const QUICK_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Tries at a taken port after which its holder is looked up again; each look walks through all of `/proc`.
 const HOLDER_LOOKUP_TRIES: u32 = 20;
 /// Time from its start a worker has to look at its key and say if there is a problem, before it counts as working.
@@ -160,7 +164,7 @@ impl Managed {
         self.lifecycle.set_limits(services.limits());
         self.is_listed = planned.is_some();
         let Some(planned) = planned else { return };
-        if planned.resolved != self.planned.resolved {
+        if (&planned.resolved, &planned.tables) != (&self.planned.resolved, &self.planned.tables) {
             self.lifecycle.change();
         } else if planned.settings != self.planned.settings {
             self.lifecycle.revive();
@@ -305,7 +309,8 @@ impl Managed {
                 if tries == 0 {
                     error!(endpoint = %self.id, problem = problem.message, "no listener");
                 }
-                self.port_trouble = Some(PortTrouble { problem, retry_at: now + RETRY_INTERVAL, tries: tries + 1 });
+                let pause = if tries < QUICK_TRIES { QUICK_RETRY_INTERVAL } else { RETRY_INTERVAL };
+                self.port_trouble = Some(PortTrouble { problem, retry_at: now + pause, tries: tries + 1 });
             }
         }
     }
@@ -447,7 +452,7 @@ impl Managed {
     }
 
     fn fingerprint_of(&self, endpoint: &Endpoint, services: &Services) -> String {
-        fingerprint(&(endpoint, &services.own.build, self.address))
+        fingerprint(&(endpoint, &self.planned.tables, &services.own.build, self.address))
     }
 
     fn drain(&mut self, generation: u64, within: Duration) {
@@ -605,12 +610,15 @@ impl Managed {
         self.lifecycle.heard(now, generation);
         match message {
             FromWorker::Ready { address } => {
-                let elapsed_ms = u64::try_from(now.duration_since(worker.started_at).as_millis()).unwrap_or(u64::MAX);
-                info!(endpoint = %self.id, worker_pid = worker.process.identity().pid, generation, %address, elapsed_ms, "serving");
                 if address != worker.address {
                     warn!(endpoint = %self.id, %address, "a worker serves another address than it was given");
                 }
-                self.lifecycle.ready(now, generation);
+                if self.lifecycle.ready(now, generation) {
+                    let worker_pid = worker.process.identity().pid;
+                    let elapsed = now.duration_since(worker.started_at);
+                    let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+                    info!(endpoint = %self.id, worker_pid, generation, %address, elapsed_ms, "serving");
+                }
             }
             FromWorker::Heartbeat(counters) => {
                 if is_current {

@@ -109,26 +109,28 @@ fn events_tell_what_happens() {
     let address = supervisor.wake("a");
     let mut reader = supervisor.connect();
     assert_eq!(reader.call("events.subscribe", Value::Null), Value::Null);
-    get(address, "/stream/1").unwrap();
-    supervisor.call("endpoint.stop", json!({ "id": "a" }));
     let mut seen = Vec::new();
     let mut sequence = None;
-    while !seen.contains(&"worker.ended".to_owned()) {
-        let notification = reader.receive().unwrap().unwrap();
-        assert_eq!((&notification["method"], &notification["id"]), (&json!("event"), &Value::Null));
-        let event = &notification["params"];
-        let number = event["sequence"].as_u64().unwrap();
-        assert!(sequence.is_none_or(|before| number == before + 1), "nothing is lost");
-        sequence = Some(number);
-        assert_eq!(event["endpoint"], "a");
-        if event["kind"] == "request.finished" {
-            assert_eq!(
-                (&event["message"], &event["detail"]["outcome"]),
-                (&json!("a request to `a` completed"), &json!("completed"))
-            );
+    let mut read_until = |kind: &str| {
+        while seen.last().map(String::as_str) != Some(kind) {
+            let notification = reader.receive().unwrap().unwrap();
+            assert_eq!((&notification["method"], &notification["id"]), (&json!("event"), &Value::Null));
+            let event = &notification["params"];
+            let number = event["sequence"].as_u64().unwrap();
+            assert!(sequence.is_none_or(|before| number == before + 1), "nothing is lost");
+            sequence = Some(number);
+            assert_eq!(event["endpoint"], "a");
+            if event["kind"] == "request.finished" {
+                let (message, outcome) = (&event["message"], &event["detail"]["outcome"]);
+                assert_eq!((message, outcome), (&json!("a request to `a` completed"), &json!("completed")));
+            }
+            seen.push(event["kind"].as_str().unwrap().to_owned());
         }
-        seen.push(event["kind"].as_str().unwrap().to_owned());
-    }
+    };
+    get(address, "/stream/1").unwrap();
+    read_until("request.finished");
+    supervisor.call("endpoint.stop", json!({ "id": "a" }));
+    read_until("worker.ended");
     assert_eq!(seen, ["request.finished", "endpoint.state", "worker.ended"]);
     assert_eq!(reader.call("endpoint.list", Value::Null)[0]["state"], "stopped", "a subscriber may still call");
     supervisor.stop();

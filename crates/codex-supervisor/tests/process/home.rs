@@ -41,9 +41,10 @@ impl Home {
     }
 
     pub(crate) fn install_worker(&self) {
-        let stand_in =
-            Path::new(env!("CARGO_BIN_EXE_codex-supervisor")).with_file_name("examples").join("stand-in-worker");
-        fs::hard_link(stand_in, self.programs.path().join("codex-worker")).unwrap();
+        let programs = Path::new(env!("CARGO_BIN_EXE_codex-supervisor")).parent().unwrap();
+        // Built with all of the package's targets, but not by `--test` alone.
+        fs::hard_link(programs.join("examples/stand-in-worker"), self.programs.path().join("codex-worker"))
+            .expect("the stand-in: `cargo build -p codex-supervisor --examples` builds it");
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -265,6 +266,12 @@ impl Client {
         assert_eq!(response["error"], Value::Null, "{method}");
         response["result"].take()
     }
+}
+
+/// Whether it has ended, waited for or not: then its pidfd is readable.
+pub(crate) fn has_ended(process: &Process) -> bool {
+    let mut ended = [rustix::event::PollFd::new(process, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut ended, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() > 0
 }
 
 /// Code, message and hint of an error response.

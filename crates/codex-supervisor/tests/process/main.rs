@@ -1,6 +1,7 @@
 //! The real supervisor in a throw-away home, with a stand-in for the worker program (`examples/stand-in-worker.rs`).
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+#![expect(clippy::needless_pass_by_value, reason = "calls read better with their parameters written in place")]
 
 mod control;
 mod home;

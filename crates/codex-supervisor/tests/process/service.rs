@@ -50,7 +50,7 @@ fn the_service_manager_is_told_and_keeps_the_listeners() {
     let position = |wanted: &str| {
         messages.iter().position(|message| message == wanted).unwrap_or_else(|| panic!("{wanted}: {messages:?}"))
     };
-    assert!(position("FDSTORE=1\nFDNAME=ep:a\n") < position("READY=1\n"));
+    assert!(position("FDSTORE=1\nFDNAME=ep-a\n") < position("READY=1\n"));
     assert!(position("READY=1\n") < position("STATUS=1 of 1 endpoints work\n"));
     let stored = TcpListener::from(stored.expect("a stored listener"));
     assert_eq!(stored.local_addr().unwrap(), address);
@@ -61,7 +61,7 @@ fn the_service_manager_is_told_and_keeps_the_listeners() {
     assert!(worker.signal(rustix::process::Signal::KILL).unwrap());
     let waiting = std::thread::spawn(move || get(address, "/health"));
     let mut command =
-        home.shell("exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_FDNAMES=ep:a LISTEN_PID=$$ exec \"$SUPERVISOR\"");
+        home.shell("exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_FDNAMES=ep-a LISTEN_PID=$$ exec \"$SUPERVISOR\"");
     command.env("NOTIFY_SOCKET", &notify).stdin(OwnedFd::from(stored));
     let supervisor = home.start_with(command);
     assert!(waiting.join().unwrap().unwrap().contains("generation"), "who came meanwhile is served");

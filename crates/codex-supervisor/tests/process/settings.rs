@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -45,6 +45,11 @@ fn a_changed_file_is_followed_at_once() {
     });
     assert_eq!(supervisor.wake("b"), b);
     assert_eq!(supervisor.endpoint("a")["generation"], 2, "what did not change is left alone");
+    // A worker has read the tables at its start.
+    let models = home.settings_file().with_file_name("models.toml");
+    fs::write(models, "[[model]]\nid = \"mine\"\ncontext_window = 1000\n").unwrap();
+    supervisor.wait_for_endpoint("a", "a worker with the new table", |status| status["generation"] == 3);
+    supervisor.wake("a");
     supervisor.stop();
 }
 
@@ -147,6 +152,23 @@ fn endpoints_are_added_changed_and_removed_by_call() {
     supervisor.call("endpoint.remove", json!({ "id": "a" }));
     assert_eq!(supervisor.call("endpoint.list", Value::Null), json!([]));
     wait_for("the listener to close", || TcpStream::connect(address).is_err().then_some(()));
+    supervisor.stop();
+}
+
+#[test]
+fn an_endpoint_moves_to_another_port_and_ends_what_runs_at_the_old_one() {
+    const LINES: usize = 40;
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    let old = supervisor.wake("a");
+    let stream = BufReader::new(begin(old, &format!("/stream/{LINES}")).unwrap());
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    supervisor.call("endpoint.set", json!({ "id": "a", "key": "port", "value": free.port().to_string() }));
+    assert_eq!(supervisor.wake("a"), free);
+    assert!(get(free, "/health").unwrap().ends_with("generation 2\n"));
+    let n_lines = stream.lines().map(Result::unwrap).filter(|line| line.ends_with(" of generation 1")).count();
+    assert_eq!(n_lines, LINES);
+    wait_for("the old port to close", || TcpStream::connect(old).is_err().then_some(()));
     supervisor.stop();
 }
 

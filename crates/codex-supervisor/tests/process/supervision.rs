@@ -33,6 +33,10 @@ fn it_starts_serves_and_leaves_nothing() {
     for file in ["control.sock", "worker.sock", "registry.json", "supervisor.lock"] {
         assert_eq!(fs::metadata(home.runtime(file)).unwrap().permissions().mode() & 0o777, 0o600, "{file}");
     }
+    let worker_pid = supervisor.worker("a").identity().pid;
+    let stat = fs::read_to_string(format!("/proc/{worker_pid}/stat")).unwrap();
+    let group = stat.rsplit_once(") ").unwrap().1.split(' ').nth(2).unwrap();
+    assert_eq!(group, worker_pid.to_string(), "a Ctrl-C meant for the supervisor does not reach it");
     assert!(fs::read_to_string(home.state("logs/a.log")).unwrap().contains("stand-in started, generation 1"));
     supervisor.stop();
     // The same address again: Codex knows it.
@@ -129,10 +133,9 @@ fn a_supervisor_that_was_stopped_itself_kills_nobody() {
     wait_for("the time to pass", || (Instant::now() >= frozen_until).then_some(()));
     supervisor.signal(Signal::CONT);
     supervisor.wake("a");
-    let told = wait_for("the log", || {
+    wait_for("the log", || {
         fs::read_to_string(home.state("logs/supervisor.log")).unwrap().contains("we were stopped").then_some(())
     });
-    assert_eq!(told, ());
     assert_eq!(
         (&supervisor.endpoint("a")["generation"], &supervisor.endpoint("a")["restarts_total"]),
         (&json!(1), &json!(0))

@@ -12,8 +12,8 @@
 //!
 //! Text and thinking leave as they come; the state of a thinking block (its signature) follows when the block is
 //! closed. A call is held until the answer is over, since only the stop reason tells whether it was cut off, and because
-//! an answer that fails before anything of it was shown can be asked for again. Only where a text or a thinking block
-//! follows is it given out before that: thinking blocks must go back in the place where they came.
+//! an answer that fails before anything of it was shown can be asked for again. Only where something follows that is
+//! shown at once is it given out before that, since everything must go back in the place where it came.
 //!
 //! Blocks are kept by their index, but nothing relies on it: gateways leave out the start or the stop of a block, open
 //! one before the last is closed, and count wrongly.
@@ -31,7 +31,7 @@ use crate::json::{self, Kind, Raw};
 use crate::sealed::Part;
 use crate::textcalls::repair::{self, Fragments, Unusable};
 use crate::textcalls::tool_name;
-use crate::tools::ToolTable;
+use crate::tools::{Tool, ToolTable};
 use crate::{Decode, DecodeError, Failure, FailureClass, Frame};
 
 use event::{Event, decoded};
@@ -60,10 +60,10 @@ pub struct Decoder {
     tools: ToolTable,
     /// The blocks that are open, in the order in which they came.
     open: Vec<Open>,
-    /// The calls that were not given out yet, in order.
-    calls: Vec<HeldCall>,
-    /// Calls that were given out, so that a [`Block::Call`] finds its own.
-    n_calls_given: usize,
+    /// What was not given out yet, in order; the first of it is a call.
+    held: Vec<Held>,
+    /// How much of what was held was given out, so that a [`Block::Call`] finds its own.
+    n_given: usize,
     n_blocks: usize,
     held_bytes: usize,
     counts: Counts,
@@ -88,12 +88,20 @@ enum Block {
         text: String,
         signature: String,
     },
-    /// The how-manieth call of the answer.
+    /// A call that is held, by its number among all that was held.
     Call(usize),
     /// A search by the server, and what it was given.
     Search(Input),
     /// Results of the server's own tools, and types that are new to this program.
     Ignored,
+}
+
+/// What waits for the end of the answer.
+#[derive(Debug)]
+enum Held {
+    Call(HeldCall),
+    /// State that came after a call.
+    State(Part),
 }
 
 /// A call that is held.
@@ -112,7 +120,7 @@ struct HeldCall {
 /// The input of a tool as it comes: whole with the start of its block, or in pieces, or both.
 #[derive(Debug, Default)]
 struct Input {
-    /// The object in the start, if there is something in it.
+    /// The object in the start, as JSON text, if there is something in it.
     start: Option<String>,
     pieces: Fragments,
 }
@@ -195,8 +203,10 @@ impl Decoder {
         // A thinking block is over when the next one begins, whether its server says so or not.
         self.seal_thinking(out);
         self.open.retain(|open| index.is_none() || open.index != index);
-        for call in &mut self.calls {
-            call.is_followed = true;
+        for held in &mut self.held {
+            if let Held::Call(call) = held {
+                call.is_followed = true;
+            }
         }
         self.n_blocks += 1;
 
@@ -207,10 +217,10 @@ impl Decoder {
                 Block::Text
             }
             "thinking" => {
-                self.give_whole_calls(out);
                 let text = member("thinking").into_owned();
                 if !text.is_empty() {
                     self.held_bytes += text.len();
+                    self.give_whole(out);
                     out.push(Delta::Reasoning(text.clone()));
                 }
                 Block::Thinking { text, signature: member("signature").into_owned() }
@@ -218,8 +228,8 @@ impl Decoder {
             "redacted_thinking" => {
                 let data = member("data");
                 if !data.is_empty() {
-                    self.give_whole_calls(out);
-                    out.push(Delta::Opaque(redacted_block(&data)));
+                    self.held_bytes += data.len();
+                    self.state(redacted_block(&data), out);
                 }
                 Block::Ignored
             }
@@ -227,14 +237,14 @@ impl Decoder {
                 let id = member("id").into_owned();
                 let input = Input::from_start(block.get("input"));
                 self.held_bytes += input.start.as_ref().map_or(0, String::len);
-                self.calls.push(HeldCall {
+                self.held.push(Held::Call(HeldCall {
                     id: Some(id).filter(|id| !id.is_empty()),
                     name: tool_name(&member("name"), &self.tools),
                     input,
                     arguments: None,
                     is_followed: false,
-                });
-                Block::Call(self.n_calls_given + self.calls.len() - 1)
+                }));
+                Block::Call(self.n_given + self.held.len() - 1)
             }
             "server_tool_use" if member("name") == WEB_SEARCH => Block::Search(Input::from_start(block.get("input"))),
             _ => Block::Ignored,
@@ -272,8 +282,8 @@ impl Decoder {
             Block::Thinking { .. } => self.seal_thinking(out),
             Block::Call(number) => {
                 self.open.remove(place);
-                if let Some(call) = number.checked_sub(self.n_calls_given).and_then(|place| self.calls.get_mut(place)) {
-                    call.arguments = Some(call.input.object());
+                if let Some(call) = held_call(&mut self.held, self.n_given, number) {
+                    call.arguments = Some(call.input.object(self.tools.resolve(&call.name)));
                 }
             }
             Block::Search(_) | Block::Text | Block::Ignored => {
@@ -289,7 +299,7 @@ impl Decoder {
             return;
         }
         self.seal_thinking(out);
-        self.give_whole_calls(out);
+        self.give_whole(out);
         out.push(Delta::Text(text.to_owned()));
     }
 
@@ -299,7 +309,6 @@ impl Decoder {
         }
         if self.open_thinking(index).is_none() {
             // Its start was left out.
-            self.give_whole_calls(out);
             self.n_blocks += 1;
             self.open.push(Open { index, block: Block::Thinking { text: String::new(), signature: String::new() } });
         }
@@ -307,6 +316,7 @@ impl Decoder {
             text.push_str(&piece);
             self.held_bytes += piece.len();
         }
+        self.give_whole(out);
         out.push(Delta::Reasoning(piece));
     }
 
@@ -331,7 +341,7 @@ impl Decoder {
         self.held_bytes += piece.len();
         match &mut self.open[place].block {
             Block::Call(number) => {
-                if let Some(call) = number.checked_sub(self.n_calls_given).and_then(|place| self.calls.get_mut(place)) {
+                if let Some(call) = held_call(&mut self.held, self.n_given, *number) {
                     call.input.pieces.push(&piece);
                 }
             }
@@ -360,32 +370,43 @@ impl Decoder {
 
     /// Closes the thinking that is open and gives out what must go back.
     fn seal_thinking(&mut self, out: &mut Vec<Delta>) {
-        self.open.retain_mut(|open| {
-            let Block::Thinking { text, signature } = &open.block else { return true };
-            if !text.is_empty() || !signature.is_empty() {
-                out.push(Delta::Opaque(thinking_block(text, signature)));
+        while let Some(place) = self.open.iter().position(|open| matches!(open.block, Block::Thinking { .. })) {
+            if let Block::Thinking { text, signature } = self.open.remove(place).block
+                && !(text.is_empty() && signature.is_empty())
+            {
+                self.state(thinking_block(&text, &signature), out);
             }
-            false
-        });
+        }
     }
 
-    fn search(&self, input: &Input, out: &mut Vec<Delta>) {
-        let Ok(input) = input.object() else { return };
+    /// Gives out state, or holds it behind the calls that are held. It is not shown, so it can wait.
+    fn state(&mut self, part: Part, out: &mut Vec<Delta>) {
+        if self.held.is_empty() {
+            out.push(Delta::Opaque(part));
+        } else {
+            self.held.push(Held::State(part));
+        }
+    }
+
+    fn search(&mut self, input: &Input, out: &mut Vec<Delta>) {
+        let Ok(input) = input.object(None) else { return };
         let query =
             json::parse(&input).ok().and_then(|input| input.get("query")).map(|query| decoded(query).into_owned());
         if let Some(query) = query.filter(|query| !query.trim().is_empty()) {
+            self.give_whole(out);
             out.push(Delta::WebSearch { query });
         }
     }
 
-    /// Gives out the calls before something that must come after them, as far as they are whole.
-    fn give_whole_calls(&mut self, out: &mut Vec<Delta>) {
-        let is_whole = |call: &HeldCall| matches!(call.arguments, Some(Ok(_)));
-        let n_whole = self.calls.iter().position(|call| !is_whole(call)).unwrap_or(self.calls.len());
-        self.n_calls_given += n_whole;
-        for call in self.calls.drain(..n_whole) {
-            if let Ok(call) = call.settle() {
-                out.extend(call.map(Delta::Call));
+    /// Gives out what is held before something is shown that must come after it, up to the first call that is not whole.
+    fn give_whole(&mut self, out: &mut Vec<Delta>) {
+        let is_broken = |held: &Held| matches!(held, Held::Call(call) if !matches!(call.arguments, Some(Ok(_))));
+        let n_whole = self.held.iter().position(is_broken).unwrap_or(self.held.len());
+        self.n_given += n_whole;
+        for held in self.held.drain(..n_whole) {
+            match held {
+                Held::State(part) => out.push(Delta::Opaque(part)),
+                Held::Call(call) => out.extend(call.settle(&self.tools).ok().flatten().map(Delta::Call)),
             }
         }
     }
@@ -411,30 +432,26 @@ impl Decoder {
         }
         let ending = self.ending.unwrap_or(Ending::Done);
         self.seal_thinking(out);
-        let mut calls = Vec::new();
+        let mut rest = Vec::new();
         let mut first_broken = None;
-        for call in std::mem::take(&mut self.calls) {
-            // At the output limit a block is closed wherever it stands, be it before its first piece of input.
-            if ending == Ending::Length && !call.is_followed && call.input.is_bare() {
-                continue;
-            }
-            match call.settle() {
-                Ok(call) => calls.extend(call),
-                Err(broken) => first_broken = first_broken.or(Some(broken)),
+        for held in std::mem::take(&mut self.held) {
+            match held {
+                Held::State(part) => rest.push(Delta::Opaque(part)),
+                // What the provider itself has cut off for its content is not to be run.
+                Held::Call(_) if ending == Ending::Filter => {}
+                // At the output limit a block is closed wherever it stands, be it before its first piece of input.
+                Held::Call(call) if ending == Ending::Length && !call.is_followed && call.input.is_bare() => {}
+                Held::Call(call) => match call.settle(&self.tools) {
+                    Ok(call) => rest.extend(call.map(Delta::Call)),
+                    Err(broken) => first_broken = first_broken.or(Some(broken)),
+                },
             }
         }
         if let (Ending::Done | Ending::Paused, Some((name, why))) = (ending, first_broken) {
-            let (class, problem) = match why {
-                Unusable::Cut => (FailureClass::Truncated, "was cut off in the middle of its arguments"),
-                Unusable::Garbled => (FailureClass::Malformed, "came with arguments that are no JSON object"),
-            };
-            let message = format!("a call of `{}` {problem}", excerpt(&name));
-            self.fail(Failure::new(class, message), out);
+            self.fail(why.failure(&name), out);
             return;
         }
-        if ending != Ending::Filter {
-            out.extend(calls.into_iter().map(Delta::Call));
-        }
+        out.append(&mut rest);
         out.extend(self.counts.usage().map(Delta::Usage));
         out.push(Delta::Stop(match ending {
             Ending::Done => StopReason::Done,
@@ -514,13 +531,21 @@ impl Decode for Decoder {
     }
 }
 
+/// The call with this number, if it is still held.
+fn held_call(held: &mut [Held], n_given: usize, number: usize) -> Option<&mut HeldCall> {
+    match held.get_mut(number.checked_sub(n_given)?)? {
+        Held::Call(call) => Some(call),
+        Held::State(_) => None,
+    }
+}
+
 impl HeldCall {
     /// The call as it goes out, `None` without a name; or its name and why it cannot be run.
-    fn settle(self) -> Result<Option<ToolCall>, (String, Unusable)> {
+    fn settle(self, tools: &ToolTable) -> Result<Option<ToolCall>, (String, Unusable)> {
         if self.name.is_empty() {
             return Ok(None);
         }
-        match self.arguments.unwrap_or_else(|| self.input.object()) {
+        match self.arguments.unwrap_or_else(|| self.input.object(tools.resolve(&self.name))) {
             Ok(arguments) => {
                 Ok(Some(ToolCall { upstream_id: self.id, name: self.name, arguments, extra_content: None }))
             }
@@ -531,12 +556,13 @@ impl HeldCall {
 
 impl Input {
     fn from_start(input: Option<Raw<'_>>) -> Self {
-        let start = input.and_then(|input| match input.kind() {
-            Kind::Object => input.entries().next().map(|_| input.text().to_owned()),
-            Kind::String => Some(decoded(input).into_owned()).filter(|text| !text.trim().is_empty()),
-            _ => None,
-        });
-        Self { start, pieces: Fragments::default() }
+        let mut begun = Self::default();
+        match input.map(|input| (input, input.kind())) {
+            Some((input, Kind::Object)) => begun.start = input.entries().next().map(|_| input.text().to_owned()),
+            Some((input, Kind::String)) => begun.pieces.push(&decoded(input)),
+            _ => {}
+        }
+        begun
     }
 
     /// Whether nothing was given at all.
@@ -546,11 +572,10 @@ impl Input {
 
     /// The object that was given, as JSON text. What came in pieces goes before what came with the start, unless it is
     /// nothing: one of the two is a placeholder, or they are the same.
-    fn object(&self) -> Result<String, Unusable> {
-        match (repair::arguments(&self.pieces), &self.start) {
-            (Ok(pieces), Some(start)) if json::parse(&pieces).is_ok_and(|object| object.entries().next().is_none()) => {
-                repair::object(start)
-            }
+    fn object(&self, tool: Option<&Tool>) -> Result<String, Unusable> {
+        let is_empty = |object: &str| json::parse(object).is_ok_and(|object| object.entries().next().is_none());
+        match (repair::arguments_of(tool, &self.pieces), &self.start) {
+            (Ok(pieces), Some(start)) if is_empty(&pieces) => Ok(start.clone()),
             (pieces, _) => pieces,
         }
     }
@@ -607,3 +632,6 @@ fn redacted_block(data: &str) -> Part {
 fn excerpt(text: &str) -> &str {
     &text[..text.floor_char_boundary(EXCERPT_BYTES_MAX)]
 }
+
+#[cfg(test)]
+mod tests;

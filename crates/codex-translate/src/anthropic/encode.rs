@@ -43,6 +43,10 @@ const LINE: &str = r"\n";
 /// two user messages, of which one is where the next request begins to differ, and the other was that in this one.
 const CACHE_MARK: &str = r#","cache_control":{"type":"ephemeral"}"#;
 
+/// Anthropic's own web search.
+const WEB_SEARCH_TYPE: &str = "web_search_20250305";
+const WEB_SEARCH_NAME: &str = "web_search";
+
 /// In place of an image of a type that is not known, or that cannot be fetched from where it is.
 const IMAGE_TYPE_NOTE: &str = "[image omitted: only PNG, JPEG, GIF and WebP images can be shown to this model]";
 /// In place of an image that is too large.
@@ -536,15 +540,14 @@ impl State {
         // Another product's state, and that of another model, is of no use to this one.
         let Opened::Ours(parts) = sealed::open(&target.seal_key, origin, sealed) else { return Thought::Lost };
         let mut kept = String::new();
+        let mut is_lost = false;
         for part in parts {
             match part {
                 sealed::Part::ThinkingBlocks(blocks) => {
-                    let Ok(blocks) = json::parse(&blocks) else { return Thought::Lost };
+                    let blocks = json::parse(&blocks).unwrap_or(Raw::NULL);
+                    is_lost |= blocks.kind() != Kind::Array;
                     for block in blocks.elements() {
-                        // One block that is missing makes the others a thought that the model never had.
-                        if !is_usable(block, &target.anthropic) {
-                            return Thought::Lost;
-                        }
+                        is_lost |= !is_usable(block, &target.anthropic);
                         if !kept.is_empty() {
                             kept.push(',');
                         }
@@ -559,7 +562,12 @@ impl State {
                 | sealed::Part::ToolExtra { .. } => {}
             }
         }
-        if kept.is_empty() { Thought::None } else { Thought::Kept(kept) }
+        match kept {
+            // One block that is missing makes the others a thought that the model never had.
+            _ if is_lost => Thought::Lost,
+            kept if kept.is_empty() => Thought::None,
+            kept => Thought::Kept(kept),
+        }
     }
 
     fn upstream_id(&self, call_id: &str) -> Option<&str> {
@@ -572,6 +580,7 @@ fn is_usable(block: Raw<'_>, profile: &Profile) -> bool {
     let string = |name| block.get(name).and_then(Raw::as_str);
     let is_signed = string("signature").is_some_and(|signature| !signature.is_empty());
     match string("type").map_or("", Str::escaped) {
+        _ if !profile.replay_thinking => false,
         "thinking" => string("thinking").is_some() && (is_signed || profile.unsigned_thinking),
         "redacted_thinking" => string("data").is_some(),
         _ => false,
@@ -691,7 +700,9 @@ fn write_tools(
     table: &ToolTable,
     is_thinking: bool,
 ) {
-    if definitions.is_empty() {
+    let searches =
+        profile.web_search && offer::wants_web_search(request.tools_list) && table.resolve(WEB_SEARCH_NAME).is_none();
+    if definitions.is_empty() && !searches {
         write_tools_of_the_past(out, request, profile);
         return;
     }
@@ -703,9 +714,15 @@ fn write_tools(
         return;
     }
     let keywords = if profile.plain_schemas { schema::Keywords::Plain } else { schema::Keywords::Standard };
-    out.extend_from_slice(br#","tools":"#);
+    out.extend_from_slice(br#","tools":["#);
+    if searches {
+        write!(Text(out), r#"{{"type":"{WEB_SEARCH_TYPE}","name":"{WEB_SEARCH_NAME}"}}"#)
+            .expect("writing to a Vec cannot fail");
+    }
     for (index, (definition, tool)) in definitions.iter().zip(table.tools()).enumerate() {
-        out.push(if index == 0 { b'[' } else { b',' });
+        if index > 0 || searches {
+            out.push(b',');
+        }
         out.extend_from_slice(br#"{"name":""#);
         out.extend_from_slice(tool.alias.as_bytes());
         out.push(b'"');

@@ -69,9 +69,10 @@ enum Thinks {
 
 fn check_thinking(body: &Map<String, Value>, max_tokens: u64) -> Result<Thinks, String> {
     let Some(thinking) = body.get("thinking") else { return Ok(Thinks::Unasked) };
-    let only = |allowed: &[&str]| match thinking.as_object().and_then(|members| {
-        members.keys().find(|name| !allowed.contains(&name.as_str()))
-    }) {
+    let only = |allowed: &[&str]| match thinking
+        .as_object()
+        .and_then(|members| members.keys().find(|name| !allowed.contains(&name.as_str())))
+    {
         Some(name) => Err(format!("thinking.{name}: Extra inputs are not permitted")),
         None => Ok(()),
     };
@@ -83,7 +84,9 @@ fn check_thinking(body: &Map<String, Value>, max_tokens: u64) -> Result<Thinks, 
         Some("enabled") => {
             only(&["type", "budget_tokens"])?;
             match thinking["budget_tokens"].as_u64() {
-                Some(budget) if budget < 1024 => return Err("thinking.enabled.budget_tokens: must be at least 1024".into()),
+                Some(budget) if budget < 1024 => {
+                    return Err("thinking.enabled.budget_tokens: must be at least 1024".into());
+                }
                 Some(budget) if budget >= max_tokens => {
                     return Err("`max_tokens` must be greater than `thinking.budget_tokens`".into());
                 }
@@ -134,6 +137,9 @@ fn check_tools(body: &Map<String, Value>, thinks: Thinks) -> Result<(), String> 
     let mut names = HashSet::new();
     for (index, tool) in tools.iter().enumerate() {
         let complain = |what: &str| format!("tools.{index}: {what}: {tool}");
+        if tool["type"] == "web_search_20250305" && tool["name"] == "web_search" && names.insert("web_search") {
+            continue;
+        }
         let known = ["name", "description", "input_schema", "cache_control", "strict"];
         let members = tool.as_object().ok_or_else(|| complain("not an object"))?;
         if let Some(name) = members.keys().find(|name| !known.contains(&name.as_str())) {
@@ -153,11 +159,10 @@ fn check_tools(body: &Map<String, Value>, thinks: Thinks) -> Result<(), String> 
     }
     let Some(choice) = body.get("tool_choice") else { return Ok(()) };
     match choice["type"].as_str() {
-        Some("auto" | "none") => {}
         Some("any" | "tool") if matches!(thinks, Thinks::Strictly | Thinks::Freely) => {
             return Err("Thinking may not be enabled when tool_choice forces tool use.".into());
         }
-        Some("any") => {}
+        Some("auto" | "none" | "any") => {}
         Some("tool") if choice["name"].as_str().is_some_and(|name| names.contains(name)) => {}
         _ => return Err(format!("tool_choice: not valid: {choice}")),
     }
@@ -220,7 +225,9 @@ fn check_end(messages: &[Value], thinks: Thinks) -> Result<(), String> {
     }
     let text = last["content"].as_array().and_then(|blocks| blocks.last()).and_then(|block| block["text"].as_str());
     match text {
-        Some(text) if text.trim_end() != text => Err("final assistant content cannot end with trailing whitespace".into()),
+        Some(text) if text.trim_end() != text => {
+            Err("final assistant content cannot end with trailing whitespace".into())
+        }
         _ => Ok(()),
     }
 }
@@ -229,7 +236,8 @@ fn check_end(messages: &[Value], thinks: Thinks) -> Result<(), String> {
 fn check_loop(messages: &[Value]) -> Result<(), String> {
     let blocks = |message: &Value| message["content"].as_array().cloned().unwrap_or_default();
     let is_result = |block: &Value| block["type"] == "tool_result";
-    let start = messages.iter().rposition(|message| message["role"] == "user" && !blocks(message).iter().any(is_result));
+    let start =
+        messages.iter().rposition(|message| message["role"] == "user" && !blocks(message).iter().any(is_result));
     let Some(start) = start else { return Ok(()) };
     for pair in messages[start..].windows(2) {
         let [before, message] = pair else { continue };
@@ -262,7 +270,9 @@ fn check_user(blocks: &[Value], open: &mut Vec<&str>) -> Result<(), String> {
                 }
                 let id = block["tool_use_id"].as_str().unwrap_or_default();
                 let place = open.iter().position(|open| *open == id);
-                open.remove(place.ok_or_else(|| format!("unexpected `tool_use_id` found in `tool_result` blocks: {id}"))?);
+                open.remove(
+                    place.ok_or_else(|| format!("unexpected `tool_use_id` found in `tool_result` blocks: {id}"))?,
+                );
                 check_result(&block["content"])?;
             }
             Some("text") => {
@@ -286,11 +296,13 @@ fn check_user(blocks: &[Value], open: &mut Vec<&str>) -> Result<(), String> {
 fn check_result(content: &Value) -> Result<(), String> {
     match content {
         Value::String(text) if !text.trim().is_empty() => Ok(()),
-        Value::Array(blocks) if !blocks.is_empty() => blocks.iter().try_for_each(|block| match block["type"].as_str() {
-            Some("text") => check_text(block),
-            Some("image") => check_image(block),
-            _ => Err(format!("a result cannot hold {block}")),
-        }),
+        Value::Array(blocks) if !blocks.is_empty() => {
+            blocks.iter().try_for_each(|block| match block["type"].as_str() {
+                Some("text") => check_text(block),
+                Some("image") => check_image(block),
+                _ => Err(format!("a result cannot hold {block}")),
+            })
+        }
         _ => Err("an empty result".into()),
     }
 }
@@ -306,7 +318,9 @@ fn check_assistant_block(block: &Value, thinks: Thinks) -> Result<Option<&str>, 
                 return Err("cache_control: not on thinking".into());
             }
             let is_whole = match block["type"].as_str() {
-                Some("thinking") => block["thinking"].is_string() && !block["signature"].as_str().unwrap_or_default().is_empty(),
+                Some("thinking") => {
+                    block["thinking"].is_string() && !block["signature"].as_str().unwrap_or_default().is_empty()
+                }
                 _ => !block["data"].as_str().unwrap_or_default().is_empty(),
             };
             if is_whole { Ok(None) } else { Err("thinking.signature: Field required".into()) }
@@ -317,7 +331,8 @@ fn check_assistant_block(block: &Value, thinks: Thinks) -> Result<Option<&str>, 
                 return Err("tool_use.input: Input should be a valid dictionary".into());
             }
             let id = block["id"].as_str().unwrap_or_default();
-            let is_id = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
+            let is_id =
+                !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
             if is_id { Ok(Some(id)) } else { Err("tool_use.id: String should match pattern '^[a-zA-Z0-9_-]+$'".into()) }
         }
         _ => Err(format!("an assistant cannot say {block}")),

@@ -29,7 +29,6 @@ use serde_json::Value;
 use crate::delta::{Delta, StopReason, Usage};
 use crate::json::{self, Kind, Raw, Str};
 use crate::sealed::Part;
-use crate::textcalls::repair::Unusable;
 use crate::tools::ToolTable;
 use crate::{Decode, DecodeError, Failure, FailureClass, Frame};
 
@@ -305,12 +304,7 @@ impl Decoder {
         let ending = self.ending.unwrap_or(Ending::Done);
         let (calls, broken) = self.calls.finish(&self.tools);
         if let (Ending::Done, Some(first)) = (ending, broken.first()) {
-            let (class, problem) = match first.why {
-                Unusable::Cut => (FailureClass::Truncated, "was cut off in the middle of its arguments"),
-                Unusable::Garbled => (FailureClass::Malformed, "came with arguments that are no JSON object"),
-            };
-            let message = format!("a call of `{}` {problem}", excerpt(&first.name));
-            self.fail(Failure::new(class, message), out);
+            self.fail(first.why.failure(&first.name), out);
             return;
         }
         self.give_state(out);

@@ -9,24 +9,20 @@
 //! are a JSON object; no message is empty.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::fmt::Write as _;
 
-use sha2::{Digest as _, Sha256};
-
 use super::{Effort, EmptyContent, MaxTokens, Profile, Replay};
-use crate::history::{Assistant, History, Turn};
-use crate::json::{self, Kind, Raw, Str};
+use crate::history::call_ids::{CallIds, Form};
+use crate::history::stand_in::{
+    AUDIO_NOTE, DEVELOPER_LABEL, EMPTY_RESULT, IMAGE_NOTE, INVALID_ARGUMENTS, MISSING_RESULT, USER_FILLER, file_note,
+};
+use crate::history::{Assistant, History, Turn, stand_in};
+use crate::json::{self, Kind, Str};
 use crate::responses::request::{Content, Format, Message, Part, Payload, Request, ToolOutput, ToolResult};
 use crate::sealed::{self, Opened, Origin};
-use crate::tools::{self, CUSTOM_ARGUMENT, Definition, ToolKind, ToolTable, schema};
+use crate::tools::offer::{self, Choice, alias};
+use crate::tools::{self, CUSTOM_ARGUMENT, Definition, ToolTable, schema};
 use crate::{Call, EncodeError, Framing, Target};
-
-/// Longest call id that goes upstream as it is; OpenAI refuses longer ones here.
-pub const CALL_ID_CHARS_MAX: usize = 40;
-
-/// Length of a call id where [`Profile::short_call_ids`] is set.
-const SHORT_CALL_ID_CHARS: usize = 9;
 
 /// Room for what is written around the content of a request of no great size, in bytes.
 const BODY_OVERHEAD_BYTES: usize = 4 * 1024;
@@ -36,27 +32,10 @@ const PARAGRAPH: &str = r"\n\n";
 /// What stands between two parts of a tool's output, escaped.
 const LINE: &str = r"\n";
 
-/// Before instructions that come in the middle of a conversation, where only `user` is understood everywhere.
-const DEVELOPER_LABEL: &str = "[instructions of the developer, not of the user; they apply from here on]";
-/// The result of a call that has none.
-const MISSING_RESULT: &str = "[no result was recorded for this call]";
-/// The result of a call that returned nothing; some providers refuse empty content.
-const EMPTY_RESULT: &str = "[no output]";
 /// The result of a call that returned only images.
 const IMAGE_RESULT: &str = "[the output is an image; it follows in the next user message]";
-/// In place of an image for a model that takes none.
-const IMAGE_NOTE: &str = "[image omitted: this model does not take images]";
-/// In place of an audio recording.
-const AUDIO_NOTE: &str = "[audio omitted: this model does not take audio]";
 /// Keeps `user` from following `tool` where that is refused.
 const ASSISTANT_FILLER: &str = "OK.";
-/// Keeps the model from speaking first, or twice, where that is refused.
-const USER_FILLER: &str = "[the conversation continues]";
-/// Where arguments go that are no JSON object: the model made a mistake, was told so, and should still see what it was.
-const INVALID_ARGUMENTS: &str = "invalid_arguments";
-/// Asks for JSON where the provider has no parameter for it.
-const JSON_INSTRUCTION: &str =
-    "When the work is done, answer with one JSON object and nothing else: no code fence, no words around it.";
 /// Google's documented stand-in for a thought signature that is lost.
 const THOUGHT_SIGNATURE_PLACEHOLDER: &str = r#"{"google":{"thought_signature":"skip_thought_signature_validator"}}"#;
 
@@ -98,7 +77,7 @@ fn body(
         origin: target.origin(),
         last: None,
         user: Vec::new(),
-        call_ids: CallIds { used: HashSet::new(), is_short: profile.short_call_ids },
+        call_ids: CallIds::new(if profile.short_call_ids { Form::Short } else { Form::Portable }),
         scratch: String::new(),
     };
     messages.system(request, &history);
@@ -197,16 +176,7 @@ impl<'r, 'a> Messages<'r, 'a> {
         }
         if let Some(format) = format {
             self.out.extend_from_slice(separator.as_bytes());
-            match format {
-                Format::JsonObject => json::write_escaped(&mut self.out, JSON_INSTRUCTION),
-                Format::JsonSchema { schema, .. } => {
-                    json::write_escaped(&mut self.out, JSON_INSTRUCTION);
-                    json::write_escaped(&mut self.out, " It must match this JSON schema:\n");
-                    let mut cleaned = Vec::new();
-                    schema::write(&mut cleaned, schema, schema::Keywords::Standard);
-                    json::write_escaped(&mut self.out, &String::from_utf8_lossy(&cleaned));
-                }
-            }
+            json::write_escaped(&mut self.out, &stand_in::format_instruction(format));
         }
         self.out.extend_from_slice(br#""}"#);
     }
@@ -444,7 +414,9 @@ impl<'r, 'a> Messages<'r, 'a> {
             self.out.push(b'"');
             match output {
                 None => json::write_escaped(&mut self.out, MISSING_RESULT),
-                Some(ToolOutput { result: ToolResult::Tools(found), .. }) => self.found_tools(found),
+                Some(ToolOutput { result: ToolResult::Tools(found), .. }) => {
+                    json::write_escaped(&mut self.out, &offer::found(found, self.table));
+                }
                 Some(ToolOutput { result: ToolResult::Content(Content::Text(text)), .. }) if !text.is_empty() => {
                     self.out.extend_from_slice(text.escaped().as_bytes());
                 }
@@ -461,18 +433,6 @@ impl<'r, 'a> Messages<'r, 'a> {
             self.out.push(b'}');
         }
         self.end_user();
-    }
-
-    fn found_tools(&mut self, found: &[Definition<'_>]) {
-        if found.is_empty() {
-            self.out.extend_from_slice(b"No tools found.");
-            return;
-        }
-        for (index, tool) in found.iter().enumerate() {
-            self.out.extend_from_slice(if index == 0 { b"Tools that can be called from now on: " } else { b", " });
-            let alias = alias(self.table, tool.namespace.as_deref(), &tool.name);
-            self.out.extend_from_slice(alias.as_bytes());
-        }
     }
 }
 
@@ -520,20 +480,6 @@ fn splice(out: &mut Vec<u8>, separator: &str, text: Str<'_>, between: &'static s
     out.extend_from_slice(separator.as_bytes());
     out.extend_from_slice(text.escaped().as_bytes());
     if text.ends_line() { "" } else { between }
-}
-
-fn file_note(name: Option<Str<'_>>) -> Cow<'static, str> {
-    match name {
-        Some(name) => format!("[file `{}` omitted: this model takes text and images only]", name.decode()).into(),
-        None => "[file omitted: this model takes text and images only]".into(),
-    }
-}
-
-fn alias<'t>(table: &'t ToolTable, namespace: Option<&str>, name: &str) -> Cow<'t, str> {
-    match table.alias_of(namespace, name) {
-        Some(alias) => Cow::Borrowed(alias),
-        None => Cow::Owned(tools::preferred_alias(namespace, name)),
-    }
 }
 
 /// What a turn's reasoning items carry for this very provider and model.
@@ -598,52 +544,6 @@ impl State {
     }
 }
 
-/// Call ids as the upstream sees them: its own where they are known, else Codex's, else derived from Codex's; never
-/// the same twice.
-struct CallIds<'r> {
-    used: HashSet<Cow<'r, str>>,
-    is_short: bool,
-}
-
-impl<'r> CallIds<'r> {
-    fn assign(&mut self, call_id: &'r str, upstream: Option<&str>) -> Cow<'r, str> {
-        if let Some(upstream) = upstream
-            && if self.is_short { self.is_portable(upstream) } else { !upstream.is_empty() }
-            && self.used.insert(Cow::Owned(upstream.to_owned()))
-        {
-            return Cow::Owned(upstream.to_owned());
-        }
-        let mut id = if self.is_portable(call_id) { Cow::Borrowed(call_id) } else { self.derived(call_id, 0) };
-        let mut attempt = 0;
-        while !self.used.insert(id.clone()) {
-            attempt += 1;
-            id = self.derived(call_id, attempt);
-        }
-        id
-    }
-
-    fn is_portable(&self, id: &str) -> bool {
-        if self.is_short {
-            id.len() == SHORT_CALL_ID_CHARS && id.bytes().all(|byte| byte.is_ascii_alphanumeric())
-        } else {
-            (1..=CALL_ID_CHARS_MAX).contains(&id.len())
-                && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
-        }
-    }
-
-    fn derived(&self, call_id: &str, attempt: u32) -> Cow<'static, str> {
-        const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
-        let digest = Sha256::new().chain_update(attempt.to_le_bytes()).chain_update(call_id).finalize();
-        let mut id = String::with_capacity(CALL_ID_CHARS_MAX);
-        if !self.is_short {
-            id.push_str("call_");
-        }
-        let chars = if self.is_short { SHORT_CALL_ID_CHARS } else { 24 };
-        id.extend(digest.iter().take(chars).map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()])));
-        Cow::Owned(id)
-    }
-}
-
 fn write_tools(
     out: &mut Vec<u8>,
     request: &Request<'_>,
@@ -651,9 +551,9 @@ fn write_tools(
     definitions: &[&Definition<'_>],
     table: &ToolTable,
 ) {
-    let choice = tool_choice(request.tool_choice, table);
+    let choice = offer::choice(request.tool_choice, table);
     // Where only `auto` is understood, not offering any is the way to forbid them.
-    if definitions.is_empty() || (profile.tool_choice_auto_only && choice == ToolChoice::None) {
+    if definitions.is_empty() || (profile.tool_choice_auto_only && choice == Choice::None) {
         return;
     }
     let keywords = if profile.plain_schemas { schema::Keywords::Plain } else { schema::Keywords::Standard };
@@ -663,19 +563,9 @@ fn write_tools(
         out.extend_from_slice(br#"{"type":"function","function":{"name":""#);
         out.extend_from_slice(tool.alias.as_bytes());
         out.push(b'"');
-        write_description(out, definition);
+        offer::write_description(out, definition);
         out.extend_from_slice(br#","parameters":"#);
-        match definition.kind {
-            ToolKind::Function | ToolKind::ToolSearch => schema::write_parameters(out, definition.parameters, keywords),
-            ToolKind::Custom => {
-                out.extend_from_slice(br#"{"type":"object","properties":{""#);
-                out.extend_from_slice(CUSTOM_ARGUMENT.as_bytes());
-                out.extend_from_slice(br#"":{"type":"string","description":"The complete text, exactly as the tool expects it."}},"required":[""#);
-                out.extend_from_slice(CUSTOM_ARGUMENT.as_bytes());
-                out.extend_from_slice(br#""]}"#);
-            }
-            ToolKind::LocalShell => out.extend_from_slice(LOCAL_SHELL_PARAMETERS.as_bytes()),
-        }
+        offer::write_parameters(out, definition, keywords);
         if profile.strict_tools && definition.strict {
             out.extend_from_slice(br#","strict":true"#);
         }
@@ -687,10 +577,10 @@ fn write_tools(
         out.extend_from_slice(br#","tool_choice":"#);
         match choice {
             _ if profile.tool_choice_auto_only => out.extend_from_slice(br#""auto""#),
-            ToolChoice::Auto => out.extend_from_slice(br#""auto""#),
-            ToolChoice::None => out.extend_from_slice(br#""none""#),
-            ToolChoice::Required => out.extend_from_slice(br#""required""#),
-            ToolChoice::Tool(alias) => {
+            Choice::Auto => out.extend_from_slice(br#""auto""#),
+            Choice::None => out.extend_from_slice(br#""none""#),
+            Choice::Required => out.extend_from_slice(br#""required""#),
+            Choice::Tool(alias) => {
                 out.extend_from_slice(br#"{"type":"function","function":{"name":""#);
                 out.extend_from_slice(alias.as_bytes());
                 out.extend_from_slice(br#""}}"#);
@@ -703,61 +593,6 @@ fn write_tools(
     {
         write!(Text(out), r#","parallel_tool_calls":{parallel}"#).expect("writing to a Vec cannot fail");
     }
-}
-
-/// The local shell of old models is described by its type alone; this is the action it takes.
-const LOCAL_SHELL_PARAMETERS: &str = r#"{"type":"object","properties":{"command":{"type":"array","items":{"type":"string"},"description":"The program and its arguments."},"working_directory":{"type":"string"},"timeout_ms":{"type":"number"}},"required":["command"]}"#;
-
-fn write_description(out: &mut Vec<u8>, definition: &Definition<'_>) {
-    let description = definition.description.filter(|text| !text.is_empty());
-    let fallback = if definition.kind == ToolKind::LocalShell { "Runs a command on the user's machine." } else { "" };
-    if description.is_none() && fallback.is_empty() && definition.kind != ToolKind::Custom {
-        return;
-    }
-    out.extend_from_slice(br#","description":""#);
-    out.extend_from_slice(description.map_or(fallback, Str::escaped).as_bytes());
-    if definition.kind == ToolKind::Custom {
-        if description.is_some() {
-            out.extend_from_slice(PARAGRAPH.as_bytes());
-        }
-        // The descriptions of such tools forbid JSON, which here can only be meant of the text itself.
-        out.extend_from_slice(br"Call it with one argument, `input`: a string that holds the complete text.");
-        if let Some(grammar) = definition.grammar {
-            out.extend_from_slice(br" The text must match this ");
-            out.extend_from_slice(grammar.syntax.map_or("", Str::escaped).as_bytes());
-            out.extend_from_slice(br" grammar:\n");
-            out.extend_from_slice(grammar.definition.escaped().as_bytes());
-        }
-    }
-    out.push(b'"');
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum ToolChoice<'t> {
-    Auto,
-    None,
-    Required,
-    Tool(&'t str),
-}
-
-fn tool_choice<'t>(choice: Option<Raw<'_>>, table: &'t ToolTable) -> ToolChoice<'t> {
-    let Some(choice) = choice else { return ToolChoice::Auto };
-    let member = |name| choice.get(name).and_then(Raw::as_str).map(Str::decode);
-    // `"required"`, or `{"type": "allowed_tools", "mode": "required", …}`.
-    let mode = choice.as_str().map(Str::decode).or_else(|| member("mode"));
-    match mode.as_deref() {
-        Some("none") => return ToolChoice::None,
-        Some("required") => return ToolChoice::Required,
-        Some(_) => return ToolChoice::Auto,
-        None => {}
-    }
-    let name = match member("type").as_deref() {
-        Some("function" | "custom") => member("name").unwrap_or_default(),
-        Some(kind @ (tools::TOOL_SEARCH | tools::LOCAL_SHELL)) => Cow::Owned(kind.to_owned()),
-        // A hosted tool, which is not offered.
-        _ => return ToolChoice::Auto,
-    };
-    table.alias_of(member("namespace").as_deref(), &name).map_or(ToolChoice::Auto, ToolChoice::Tool)
 }
 
 fn write_options(out: &mut Vec<u8>, request: &Request<'_>, profile: &Profile) {

@@ -31,7 +31,7 @@ const CONTEXT_WORDS: [&str; 14] = [
     "reduce the length of the messages",
     "reduce the length of the input",
 ];
-const QUOTA_CODES: [&str; 12] = [
+const QUOTA_CODES: [&str; 13] = [
     "insufficient_quota",
     "exceeded_current_quota_error",
     "insufficient_balance",
@@ -42,6 +42,7 @@ const QUOTA_CODES: [&str; 12] = [
     "quota_exhausted",
     "usage_exceeded",
     "usage_not_included",
+    "billing_error",
     "organization_spend_limit_exceeded",
     "1113", // GLM
 ];
@@ -168,7 +169,9 @@ pub(super) fn class(facts: &Facts, http_status: Option<u16>) -> FailureClass {
         return C::Auth;
     }
     let names_missing_model = facts.says(&MODEL_WORDS) || facts.says(&["model"]) && facts.says(&["does not exist"]);
-    if facts.has_code(&MODEL_CODES) || matches!(status, Some(400 | 404)) && names_missing_model {
+    // Anthropic: `not_found_error`, "model: claude-9".
+    let is_missing_model = facts.has_code(&["not_found_error"]) && facts.says(&["model:"]);
+    if facts.has_code(&MODEL_CODES) || is_missing_model || matches!(status, Some(400 | 404)) && names_missing_model {
         return C::ModelNotFound;
     }
     if status == Some(429) || facts.has_code(&RATE_CODES) || facts.says(&RATE_WORDS) {
@@ -219,6 +222,9 @@ pub(super) fn repair(facts: &Facts, class: FailureClass) -> Option<Repair> {
     if class != FailureClass::InvalidRequest {
         return None;
     }
+    if facts.says(&["`thinking` block", "`thinking` or `redacted_thinking`", ".thinking.signature"]) {
+        return Some(Repair::ForgetThinking);
+    }
     if facts.says(&["reasoning_content"]) && facts.says(&["passed back", "missing", "required"]) {
         return Some(Repair::ReasoningContentRequired);
     }
@@ -236,6 +242,9 @@ pub(super) fn repair(facts: &Facts, class: FailureClass) -> Option<Repair> {
 }
 
 fn unknown_parameter(facts: &Facts) -> Option<String> {
+    if let Some(path) = path_before(&facts.text, EXTRA_INPUT) {
+        return Some(path.to_owned());
+    }
     let is_named = facts.has_code(&["unsupported_parameter", "unknown_parameter", "extra_forbidden"])
         || facts.says(&["extra inputs are not permitted"]);
     let named = facts.parameter.as_deref().filter(|_| is_named);
@@ -254,6 +263,19 @@ fn unknown_parameter(facts: &Facts) -> Option<String> {
 /// Whether a character belongs to a parameter's name or path: `stream_options`, `tools[0].function.strict`.
 fn is_in_path(character: char) -> bool {
     character.is_ascii_alphanumeric() || matches!(character, '_' | '.' | '[' | ']')
+}
+
+/// How Anthropic names what it does not know, or no longer, by its path: `tools.0.custom.strict: Extra inputs are not
+/// permitted`, `temperature` is deprecated for this model.
+const EXTRA_INPUT: [&str; 3] =
+    [": extra inputs are not permitted", "` is deprecated for this model", "` is not supported for this model"];
+
+/// The path of names and numbers that stands directly before one of `phrases`.
+fn path_before<'t>(text: &'t str, phrases: [&str; 3]) -> Option<&'t str> {
+    let (before, _) = phrases.iter().find_map(|phrase| text.split_once(phrase))?;
+    let is_step = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '.');
+    let path = &before[before.trim_end_matches(is_step).len()..];
+    (path.starts_with(|first: char| first.is_ascii_alphabetic()) && !ESSENTIAL.contains(&path)).then_some(path)
 }
 
 /// The first word of `text`, out of its quotes.

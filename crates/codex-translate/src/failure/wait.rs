@@ -32,29 +32,38 @@ pub(super) fn from_headers(headers: &[(&str, &str)], now_unix_ms: u64) -> Option
     http_date(value).map(|at| Duration::from_secs(at.saturating_sub(now)))
 }
 
-/// The wait until the limit that is used up opens again, from `x-ratelimit-reset-*`.
+/// The wait until the limit that is used up opens again, from `x-ratelimit-reset-*` or `anthropic-ratelimit-*-reset`.
 ///
 /// Where `x-ratelimit-remaining-*` tells which one that is, it counts; otherwise the nearest, since asking a little
 /// early costs one refusal and waiting for the wrong one costs minutes.
 pub(super) fn from_reset_headers(headers: &[(&str, &str)], now_unix_ms: u64) -> Option<Duration> {
+    // The header that tells how much is left, and the wait.
     let resets = || {
         headers.iter().filter_map(move |(name, value)| {
             let name = name.to_ascii_lowercase();
-            let kind = name.strip_prefix("x-ratelimit-reset")?.to_owned();
-            Some((kind, reset(value.trim(), now_unix_ms)?))
+            let remaining = if let Some(kind) = name.strip_prefix("x-ratelimit-reset") {
+                format!("x-ratelimit-remaining{kind}")
+            } else {
+                let kind = name.strip_prefix("anthropic-ratelimit-")?.strip_suffix("-reset")?;
+                format!("anthropic-ratelimit-{kind}-remaining")
+            };
+            Some((remaining, reset(value.trim(), now_unix_ms)?))
         })
     };
-    let is_spent = |kind: &str| find(headers, &format!("x-ratelimit-remaining{kind}")) == Some("0");
-    let spent = resets().filter(|(kind, _)| is_spent(kind)).map(|(_, wait)| wait).max();
+    let is_spent = |remaining: &str| find(headers, remaining) == Some("0");
+    let spent = resets().filter(|(remaining, _)| is_spent(remaining)).map(|(_, wait)| wait).max();
     spent.or_else(|| resets().map(|(_, wait)| wait).min())
 }
 
-/// A span (`2m59.56s`), or a moment as Unix seconds or milliseconds, or plain seconds.
+/// A span (`2m59.56s`), or a moment as a date, as Unix seconds or milliseconds, or plain seconds.
 fn reset(value: &str, now_unix_ms: u64) -> Option<Duration> {
     /// Numbers from here on are moments: as seconds this is September 2001, as a span 31 years.
     const MOMENT_S_MIN: f64 = 1e9;
     const MOMENT_MS_MIN: f64 = 1e12;
-    let Ok(number) = value.parse::<f64>() else { return span(value) };
+    let Ok(number) = value.parse::<f64>() else {
+        let until = |at: u64| Duration::from_secs(at.saturating_sub(now_unix_ms / 1_000));
+        return rfc3339(value).map(until).or_else(|| span(value));
+    };
     // Milliseconds since 1970 stay exact in an `f64` for 285 000 years.
     #[expect(clippy::cast_precision_loss, reason = "see above")]
     let now_s = now_unix_ms as f64 / 1_000.0;
@@ -109,14 +118,28 @@ fn find<'h>(headers: &[(&str, &'h str)], name: &str) -> Option<&'h str> {
 
 /// Unix seconds of an HTTP date in its one current form, `Wed, 21 Oct 2026 07:28:00 GMT` (RFC 9110, 5.6.7).
 fn http_date(text: &str) -> Option<u64> {
-    const DAYS_BEFORE: [u64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
     const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let mut parts = text.split_once(", ")?.1.strip_suffix(" GMT")?.split(' ');
-    let day: u64 = parts.next()?.parse().ok()?;
+    let day = parts.next()?.parse().ok()?;
     let month = parts.next()?;
     let month = MONTHS.iter().position(|name| *name == month)?;
-    let year: u64 = parts.next()?.parse().ok()?;
-    let mut clock = parts.next()?.split(':').map(|part| part.parse::<u64>().ok());
+    unix_seconds(parts.next()?.parse().ok()?, month, day, parts.next()?)
+}
+
+/// Unix seconds of a date in UTC as RFC 3339 writes it, `2026-10-21T07:28:00Z`; fractions do not count.
+fn rfc3339(text: &str) -> Option<u64> {
+    let (date, time) = text.split_once(['T', 't', ' '])?;
+    let time = ["Z", "z", "+00:00", "-00:00"].iter().find_map(|utc| time.strip_suffix(utc))?;
+    let mut parts = date.split('-');
+    let (year, month, day) = (parts.next()?, parts.next()?.parse::<usize>().ok()?, parts.next()?);
+    let clock = time.split('.').next()?;
+    unix_seconds(year.parse().ok()?, month.checked_sub(1)?, day.parse().ok()?, clock)
+}
+
+/// Unix seconds of a moment in UTC; `month` counts from 0, `clock` is like `07:28:00`.
+fn unix_seconds(year: u64, month: usize, day: u64, clock: &str) -> Option<u64> {
+    const DAYS_BEFORE: [u64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
+    let mut clock = clock.split(':').map(|part| part.parse::<u64>().ok());
     let (hours, minutes, seconds) = (clock.next()??, clock.next()??, clock.next()??);
     if !(1970..10_000).contains(&year) || !(1..=31).contains(&day) || hours > 23 || minutes > 59 || seconds > 60 {
         return None;
@@ -124,7 +147,8 @@ fn http_date(text: &str) -> Option<u64> {
     let is_leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let before = year - 1;
     let leap_days = before / 4 - before / 100 + before / 400 - (1969 / 4 - 1969 / 100 + 1969 / 400);
-    let days = (year - 1970) * 365 + leap_days + DAYS_BEFORE[month] + u64::from(is_leap && month > 1) + day - 1;
+    let days_before = DAYS_BEFORE.get(month)? + u64::from(is_leap && month > 1);
+    let days = (year - 1970) * 365 + leap_days + days_before + day - 1;
     Some(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 }
 
@@ -198,7 +222,7 @@ mod tests {
 
     #[test]
     fn reset_headers() {
-        let rows: [(Headers<'_>, Option<Duration>); 6] = [
+        let rows: [(Headers<'_>, Option<Duration>); 8] = [
             (&[("x-ratelimit-reset-tokens", "7.66s"), ("x-ratelimit-reset-requests", "2m59.56s")], ms(7_660)),
             (
                 &[
@@ -213,6 +237,22 @@ mod tests {
             (&[("x-ratelimit-reset", "1760000012500")], ms(12_500)),
             (&[("x-ratelimit-reset", "30")], ms(30_000)),
             (&[("x-ratelimit-reset", "soon")], None),
+            (
+                &[
+                    ("anthropic-ratelimit-requests-reset", "2025-10-09T08:53:25Z"),
+                    ("anthropic-ratelimit-requests-remaining", "49"),
+                    ("Anthropic-Ratelimit-Input-Tokens-Reset", "2025-10-09T08:54:05Z"),
+                    ("anthropic-ratelimit-input-tokens-remaining", "0"),
+                ],
+                ms(45_000),
+            ),
+            (
+                &[
+                    ("anthropic-ratelimit-tokens-reset", "2020-10-09T08:53:25Z"),
+                    ("anthropic-ratelimit-tokens-limit", "9"),
+                ],
+                ms(0),
+            ),
         ];
         for (headers, expected) in rows {
             assert_eq!(from_reset_headers(headers, NOW), expected, "{headers:?}");
@@ -227,13 +267,20 @@ mod tests {
             ("Thu, 29 Feb 2024 23:59:59 GMT", Some(1_709_251_199)),
             ("Fri, 01 Mar 2024 00:00:00 GMT", Some(1_709_251_200)),
             ("Mon, 01 Mar 2100 00:00:00 GMT", Some(4_107_542_400)),
+            ("2026-10-21T07:28:00Z", Some(1_792_567_680)),
+            ("2026-10-21t07:28:00.75+00:00", Some(1_792_567_680)),
+            ("2024-02-29 23:59:59Z", Some(1_709_251_199)),
+            ("2026-10-21T07:28:00+02:00", None),
+            ("2026-00-21T07:28:00Z", None),
+            ("2026-13-21T07:28:00Z", None),
+            ("2026-10T07:28:00Z", None),
             ("Wed, 21 Oct 2026 07:28:00", None),
             ("Wed, 21 Foo 2026 07:28:00 GMT", None),
             ("Wed, 99 Oct 2026 07:28:00 GMT", None),
             ("nonsense", None),
         ];
         for (text, expected) in rows {
-            assert_eq!(http_date(text), expected, "{text:?}");
+            assert_eq!(http_date(text).or_else(|| rfc3339(text)), expected, "{text:?}");
         }
     }
 }

@@ -31,17 +31,15 @@ pub(crate) fn file_note(name: Option<Str<'_>>) -> Cow<'static, str> {
 
 /// Asks for a form of the answer where there is no parameter for it.
 pub(crate) fn format_instruction(format: Format<'_>) -> Cow<'static, str> {
+    const INSTRUCTION: &str =
+        "When the work is done, answer with one JSON object and nothing else: no code fence, no words around it.";
     match format {
-        Format::JsonObject => "Answer with one JSON object and nothing else: no code fence, no words around it.".into(),
+        Format::JsonObject => INSTRUCTION.into(),
         Format::JsonSchema { schema, .. } => {
             let mut cleaned = Vec::new();
             schema::write(&mut cleaned, schema, schema::Keywords::Standard);
-            format!(
-                "When the work is done, answer with one JSON object and nothing else: no code fence, no words around \
-                 it. It must match this JSON schema:\n{}",
-                String::from_utf8_lossy(&cleaned)
-            )
-            .into()
+            let cleaned = String::from_utf8_lossy(&cleaned);
+            format!("{INSTRUCTION} It must match this JSON schema:\n{cleaned}").into()
         }
     }
 }

@@ -9,7 +9,7 @@ use super::*;
 use crate::chat::decode::Decoder;
 use crate::checker::{self, Transcript};
 use crate::sealed::{self, Opened, Part};
-use crate::{FailureClass, Request};
+use crate::{FailureClass, Request, anthropic};
 
 const SEAL_KEY: [u8; 32] = [7; 32];
 
@@ -34,7 +34,7 @@ fn config(tools: ToolTable) -> ReplyConfig {
 }
 
 fn reply(tools: ToolTable) -> Reply {
-    Reply::new(Box::new(Decoder::new(tools.clone())), Framing::Sse, config(tools))
+    CHAT.reply(tools)
 }
 
 /// Feeds `chunks` and ends; checks the stream that comes out.
@@ -85,14 +85,57 @@ fn state_parts(transcript: &Transcript) -> Vec<Part> {
 
 // ---- fixtures
 
+/// A protocol, and the folder with its answers.
+struct Suite {
+    folder: &'static str,
+    count_min: usize,
+    decoder: fn(ToolTable) -> Box<dyn Decode + Send>,
+    /// Whether this beginning of a stream says that the answer is over.
+    has_end: fn(&str) -> bool,
+}
+
+static CHAT: Suite = Suite {
+    folder: "chat-completions",
+    count_min: 72,
+    decoder: |tools| Box::new(Decoder::new(tools)),
+    has_end: |stream| stream.contains("[DONE]") || has_text_member(stream, "finish_reason"),
+};
+
+static ANTHROPIC: Suite = Suite {
+    folder: "anthropic-messages",
+    count_min: 28,
+    decoder: |tools| Box::new(anthropic::decode::Decoder::new(tools)),
+    has_end: |stream| has_text_member(stream, "stop_reason"),
+};
+
+static SUITES: [&Suite; 2] = [&CHAT, &ANTHROPIC];
+
+/// Whether a member `name` has a string in it that is not empty.
+fn has_text_member(text: &str, name: &str) -> bool {
+    let member = format!("\"{name}\":");
+    let mut values = text.split(&member).skip(1).map(str::trim_start);
+    values.any(|value| value.starts_with('"') && !value.starts_with("\"\""))
+}
+
+impl Suite {
+    fn reply(&self, tools: ToolTable) -> Reply {
+        Reply::new((self.decoder)(tools.clone()), Framing::Sse, config(tools))
+    }
+}
+
 struct Fixture {
+    suite: &'static Suite,
     name: String,
     body: Vec<u8>,
     expect: Value,
 }
 
 fn fixtures() -> Vec<Fixture> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/chat-completions");
+    SUITES.into_iter().flat_map(fixtures_of).collect()
+}
+
+fn fixtures_of(suite: &'static Suite) -> Vec<Fixture> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(suite.folder);
     let mut fixtures = Vec::new();
     for entry in std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
         let path = entry.unwrap().path();
@@ -100,10 +143,10 @@ fn fixtures() -> Vec<Fixture> {
         let Some((stem, "sse" | "json")) = name.split_once('.') else { continue };
         let expect = std::fs::read_to_string(folder.join(format!("{stem}.expect.json"))).unwrap();
         let expect = serde_json::from_str(&expect).unwrap();
-        fixtures.push(Fixture { name, body: std::fs::read(&path).unwrap(), expect });
+        fixtures.push(Fixture { suite, name, body: std::fs::read(&path).unwrap(), expect });
     }
     fixtures.sort_by(|one, other| one.name.cmp(&other.name));
-    assert!(fixtures.len() >= 72, "{} fixtures", fixtures.len());
+    assert!(fixtures.len() >= suite.count_min, "{}: {} fixtures", suite.folder, fixtures.len());
     fixtures
 }
 
@@ -134,7 +177,7 @@ impl Fixture {
 
     fn run_in(&self, sizes: impl Iterator<Item = usize>) -> (Vec<u8>, Summary) {
         if self.is_http_error() {
-            return run(reply(self.tools()), [], EndCause::Failed(self.failure()));
+            return run(self.suite.reply(self.tools()), [], EndCause::Failed(self.failure()));
         }
         let mut chunks = Vec::new();
         let mut rest = self.body.as_slice();
@@ -144,7 +187,7 @@ impl Fixture {
             rest = after;
         }
         chunks.push(rest);
-        run(reply(self.tools()), chunks, EndCause::Eof)
+        run(self.suite.reply(self.tools()), chunks, EndCause::Eof)
     }
 
     fn check(&self, out: &[u8], summary: &Summary) {
@@ -192,6 +235,12 @@ impl Fixture {
         if let Some(max) = expect("max_items").as_u64() {
             assert!(transcript.items.len() as u64 <= max, "{name}: {:?}", transcript.items);
         }
+        let searches: Vec<Value> = transcript
+            .items_of("web_search_call")
+            .iter()
+            .map(|search| json!({"query": search["action"]["query"]}))
+            .collect();
+        assert_eq!(searches, expect("web_search_calls").as_array().cloned().unwrap_or_default(), "{name}");
         self.check_state(&transcript);
         if !name.starts_with("28-") {
             assert_eq!(summary.unreadable_frames, 0, "{name}: {:?}", summary.first_unreadable);
@@ -266,6 +315,10 @@ impl Fixture {
                         _ => false,
                     })
                 }
+                "anthropic.thinking" => parts.iter().any(|part| has_block(part, "thinking", value)),
+                "anthropic.redacted_thinking" => {
+                    parts.iter().any(|part| has_block(part, "redacted_thinking", &json!({"data": value})))
+                }
                 other => panic!("{name}: unknown kind of state `{other}`"),
             };
             assert!(is_kept, "{name}: {state} is not in {parts:?}");
@@ -279,6 +332,14 @@ impl Fixture {
             assert!(call["call_id"] == *upstream || is_carried, "{name}: {upstream}");
         }
     }
+}
+
+/// Whether `part` holds a block of thinking of this type with these members.
+fn has_block(part: &Part, kind: &str, members: &Value) -> bool {
+    let Part::ThinkingBlocks(blocks) = part else { return false };
+    let mut block = members.clone();
+    block["type"] = kind.into();
+    serde_json::from_str::<Vec<Value>>(blocks).unwrap().contains(&block)
 }
 
 /// Sizes of chunks from a small generator, so that a failure names the seed that shows it.
@@ -316,10 +377,12 @@ fn every_fixture_is_understood_however_it_arrives() {
     }
 }
 
-#[test]
-fn a_truncated_answer_is_never_taken_for_a_whole_one() {
+/// A truncated answer is never taken for a whole one: in `PARTS` parts, since every offset of every fixture takes a while.
+fn check_truncated(part: usize) {
+    const PARTS: usize = 4;
     let reset = || EndCause::Failed(Failure::new(FailureClass::Network, "connection reset"));
-    for fixture in fixtures().into_iter().filter(|fixture| !fixture.is_http_error()) {
+    let fixtures = fixtures().into_iter().filter(|fixture| !fixture.is_http_error());
+    for fixture in fixtures.skip(part).step_by(PARTS) {
         let name = &fixture.name;
         let all_calls: Vec<Value> = {
             let (out, _) = fixture.run_in(std::iter::empty());
@@ -330,18 +393,18 @@ fn a_truncated_answer_is_never_taken_for_a_whole_one() {
             // A reset differs from an end only in what is said about it: every fourth offset will do.
             let causes = [Some(EndCause::Eof), (length % 4 == 0).then(reset)];
             for cause in causes.into_iter().flatten() {
-                let (out, summary) = run(reply(fixture.tools()), [cut], cause.clone());
+                let (out, summary) = run(fixture.suite.reply(fixture.tools()), [cut], cause.clone());
                 let transcript = checked(&out);
                 for call in transcript.calls() {
                     assert!(all_calls.contains(call), "{name} at {length}: {call}");
                 }
                 let text = String::from_utf8_lossy(cut);
-                let mut reasons = text.split("\"finish_reason\":").skip(1).map(str::trim_start);
-                let has_end = text.contains("[DONE]")
-                    || reasons.any(|reason| reason.starts_with('"') && !reason.starts_with("\"\""));
+                let has_end = (fixture.suite.has_end)(&text);
                 let is_whole = !fixture.is_stream() && serde_json::from_str::<Value>(&text).is_ok();
                 if matches!(summary.outcome, Outcome::Failed(_)) {
-                    assert_eq!(transcript.calls().len(), 0, "{name} at {length}: a failed answer must make no call");
+                    let early = fixture.expect["early_calls"].as_u64().unwrap_or(0);
+                    let count = transcript.calls().len() as u64;
+                    assert!(count <= early, "{name} at {length}: a failed answer must make no call");
                 } else {
                     assert!(has_end || is_whole, "{name} at {length} with {cause:?}");
                 }
@@ -350,15 +413,43 @@ fn a_truncated_answer_is_never_taken_for_a_whole_one() {
     }
 }
 
+#[test]
+fn a_truncated_answer_is_never_taken_for_a_whole_one_1() {
+    check_truncated(0);
+}
+
+#[test]
+fn a_truncated_answer_is_never_taken_for_a_whole_one_2() {
+    check_truncated(1);
+}
+
+#[test]
+fn a_truncated_answer_is_never_taken_for_a_whole_one_3() {
+    check_truncated(2);
+}
+
+#[test]
+fn a_truncated_answer_is_never_taken_for_a_whole_one_4() {
+    check_truncated(3);
+}
+
 proptest! {
     #[test]
     fn any_bytes_give_a_well_formed_stream(
         chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 0..6),
-        head in prop_oneof![Just(""), Just("data: "), Just("{\"choices\":[{\"delta\":{"), Just("<html>")],
+        head in prop_oneof![
+            Just(""),
+            Just("data: "),
+            Just("{\"choices\":[{\"delta\":{"),
+            Just("data: {\"type\":\"content_block_delta\",\"delta\":{"),
+            Just("<html>"),
+        ],
     ) {
-        let chunks = std::iter::once(head.as_bytes()).chain(chunks.iter().map(Vec::as_slice));
-        let (out, _) = run(reply(ToolTable::from_names(&["exec_command"])), chunks, EndCause::Eof);
-        checked(&out);
+        for suite in SUITES {
+            let chunks = std::iter::once(head.as_bytes()).chain(chunks.iter().map(Vec::as_slice));
+            let (out, _) = run(suite.reply(ToolTable::from_names(&["exec_command"])), chunks, EndCause::Eof);
+            checked(&out);
+        }
     }
 
     #[test]
@@ -387,9 +478,9 @@ proptest! {
                 _ => body.insert(at, b"\"\\{}[]:,\n\r<| "[usize::from(byte) % 13]),
             }
         }
-        let (whole, summary) = run(reply(fixture.tools()), [body.as_slice()], EndCause::Eof);
+        let (whole, summary) = run(fixture.suite.reply(fixture.tools()), [body.as_slice()], EndCause::Eof);
         checked(&whole);
-        let mutated = Fixture { name: fixture.name.clone(), body, expect: json!({"meta": {"kind": "stream"}, "request_tools": fixture.expect["request_tools"]}) };
+        let mutated = Fixture { suite: fixture.suite, name: fixture.name.clone(), body, expect: json!({"meta": {"kind": "stream"}, "request_tools": fixture.expect["request_tools"]}) };
         let (pieces, other) = mutated.run_in(random_sizes(seed));
         prop_assert_eq!(String::from_utf8_lossy(&pieces), String::from_utf8_lossy(&whole));
         prop_assert_eq!(other, summary);

@@ -202,7 +202,8 @@ impl Emitter {
 
     /// Adds visible text.
     pub fn text(&mut self, text: &str, out: &mut Vec<u8>) {
-        if !matches!(self.open, Open::Message { .. }) {
+        // State that came after the text before has its place between the two.
+        if !matches!(self.open, Open::Message { .. }) || !self.parts.is_empty() {
             if self.holds_space(text) {
                 return;
             }

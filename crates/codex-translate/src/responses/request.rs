@@ -30,6 +30,8 @@ pub struct Request<'a> {
     /// The tools of the `tools` list. More may stand in [`Item::AdditionalTools`] and in search results;
     /// [`tools::offered`] gives all.
     pub tools: Vec<Definition<'a>>,
+    /// The `tools` list as it came, with the tools that its provider is to run by itself.
+    pub tools_list: Raw<'a>,
     /// `"auto"`, `"none"`, `"required"`, or an object that names a tool.
     pub tool_choice: Option<Raw<'a>>,
     /// Whether the model may call several tools at once.
@@ -289,6 +291,7 @@ impl<'a> Request<'a> {
             instructions: None,
             input: Vec::new(),
             tools: Vec::new(),
+            tools_list: Raw::NULL,
             tool_choice: None,
             parallel_tool_calls: None,
             reasoning: ReasoningOptions::default(),
@@ -313,7 +316,9 @@ impl<'a> Request<'a> {
                 continue;
             }
             if key.is("tools") {
+                let start = reader.position();
                 request.tools = read_tools("tools", &mut reader)?;
+                request.tools_list = reader.since(start);
                 continue;
             }
             let value = reader.value()?;

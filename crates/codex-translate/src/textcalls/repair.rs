@@ -7,12 +7,17 @@
 
 use std::borrow::Cow;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::json::{self, Kind, Raw, Reader};
+use crate::tools::{CUSTOM_ARGUMENT, Tool, ToolKind};
+use crate::{Failure, FailureClass};
 
 /// Layers of JSON inside a JSON string that are taken off.
 const UNWRAP_MAX: usize = 3;
+
+/// Most bytes of a tool's name in a message.
+const NAME_BYTES_MAX: usize = 200;
 
 /// Why arguments cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +26,27 @@ pub(crate) enum Unusable {
     Cut,
     /// They are no JSON object, and nothing says what was meant.
     Garbled,
+}
+
+impl Unusable {
+    /// The failure of an answer with a call of `tool` whose arguments are such.
+    pub(crate) fn failure(self, tool: &str) -> Failure {
+        let (class, problem) = match self {
+            Self::Cut => (FailureClass::Truncated, "was cut off in the middle of its arguments"),
+            Self::Garbled => (FailureClass::Malformed, "came with arguments that are no JSON object"),
+        };
+        let tool = &tool[..tool.floor_char_boundary(NAME_BYTES_MAX)];
+        Failure::new(class, format!("a call of `{tool}` {problem}"))
+    }
+}
+
+/// As [`arguments`], for a call of `tool`: one that takes a free text may have been given it bare.
+pub(crate) fn arguments_of(tool: Option<&Tool>, fragments: &Fragments) -> Result<String, Unusable> {
+    arguments(fragments).or_else(|why| {
+        let takes_text = tool.is_some_and(|tool| tool.kind == ToolKind::Custom);
+        let text = if takes_text { free_text(fragments.text()) } else { None };
+        text.map(|text| json!({ CUSTOM_ARGUMENT: text }).to_string()).ok_or(why)
+    })
 }
 
 /// The object that `fragments`, joined, stand for, as JSON text. Nothing at all is `{}`.
@@ -265,6 +291,21 @@ mod tests {
             assert_eq!(joined(&[cut]), Err(Unusable::Cut), "{cut}");
         }
         assert_eq!(joined(&[r#"{"c"#, r#"{"cmd":"#]), Err(Unusable::Cut));
+    }
+
+    #[test]
+    fn only_a_tool_that_takes_text_can_be_given_it_bare() {
+        let tool = |kind| Tool { alias: "t".into(), name: "t".into(), namespace: None, kind };
+        let given = |tool: Option<&Tool>, text: &str| {
+            let mut fragments = Fragments::default();
+            fragments.push(text);
+            arguments_of(tool, &fragments)
+        };
+        assert_eq!(given(Some(&tool(ToolKind::Custom)), "\"a\nb\"").as_deref(), Ok(r#"{"input":"a\nb"}"#));
+        assert_eq!(given(Some(&tool(ToolKind::Custom)), r#"{"input":"a"}"#).as_deref(), Ok(r#"{"input":"a"}"#));
+        assert_eq!(given(Some(&tool(ToolKind::Custom)), "\"cut"), Err(Unusable::Cut));
+        assert_eq!(given(Some(&tool(ToolKind::Function)), "\"a\""), Err(Unusable::Garbled));
+        assert_eq!(given(None, "\"a\""), Err(Unusable::Garbled));
     }
 
     #[test]

@@ -48,6 +48,15 @@ pub(crate) fn write_parameters(out: &mut Vec<u8>, definition: &Definition<'_>, k
     }
 }
 
+/// Whether the provider is asked to search the web by itself, and may: under a sandbox Codex offers a search that must
+/// not leave the provider's own index, which only OpenAI has.
+pub(crate) fn wants_web_search(tools_list: Raw<'_>) -> bool {
+    tools_list.elements().any(|tool| {
+        let is_search = tool.get("type").and_then(Raw::as_str).is_some_and(|kind| kind.is("web_search"));
+        is_search && tool.get("external_web_access").and_then(Raw::as_bool) != Some(false)
+    })
+}
+
 /// Which tools the model may, or must, call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Choice<'t> {

@@ -24,7 +24,7 @@ pub enum Keywords {
 const REFERENCE_DEPTH_MAX: u32 = 8;
 
 /// Longest schema written for one tool. Nested references multiply; the result must stay in proportion.
-const SCHEMA_BYTES_MAX: usize = 256 * 1024;
+const SCHEMA_BYTES_MAX: usize = 64 * 1024;
 
 /// What a function without parameters takes.
 const NO_PARAMETERS: &[u8] = br#"{"type":"object","properties":{}}"#;

@@ -6,7 +6,7 @@ use std::time::Duration;
 /// One line.
 pub(crate) struct Row([String; 7]);
 
-const HEADINGS: [&str; 7] = ["", "direct", "pass-through", "worker", "added", "added / pass-through's", "target"];
+const HEADINGS: [&str; 7] = ["", "direct", "pass-through", "ours", "added", "added / pass-through's", "target"];
 
 impl Row {
     pub(crate) fn new(what: &str) -> Self {

@@ -168,7 +168,13 @@ fn roles_take_turns_and_blank_texts_are_left_out() {
     check(json!("a plain string"), json!([said("a plain string")]));
     check(
         json!([
-            user("a \"b\"\n🦀"), user(""), user("b"), assistant("c"), assistant(" \n\t"), assistant("d"), user("\u{a0}\u{2003}\n"),
+            user("a \"b\"\n🦀"),
+            user(""),
+            user("b"),
+            assistant("c"),
+            assistant(" \n\t"),
+            assistant("d"),
+            user("\u{a0}\u{2003}\n"),
             user("e")
         ]),
         json!([
@@ -191,15 +197,9 @@ fn roles_take_turns_and_blank_texts_are_left_out() {
 #[test]
 fn the_user_speaks_first_and_last() {
     check(json!([assistant("a"), user("b")]), json!([said(stand_in::USER_FILLER), answered("a"), said("b")]));
-    check(
-        json!([call("c"), output("c")]),
-        json!([said(stand_in::USER_FILLER), called(&["c"]), returned(&["c"])]),
-    );
+    check(json!([call("c"), output("c")]), json!([said(stand_in::USER_FILLER), called(&["c"]), returned(&["c"])]));
     let ends = json!([user("q"), assistant("half of it \u{2003}\n \t")]);
-    check(
-        ends.clone(),
-        json!([said("q"), answered("half of it \u{2003}\n \t"), said(stand_in::USER_FILLER)]),
-    );
+    check(ends.clone(), json!([said("q"), answered("half of it \u{2003}\n \t"), said(stand_in::USER_FILLER)]));
     // Older models go on with their own words, which must not end in white space.
     let prefill = || Profile { prefill: true, ..unmarked() };
     check_with(prefill(), ends.clone(), json!([said("q"), answered("half of it")]));
@@ -212,10 +212,13 @@ fn the_user_speaks_first_and_last() {
 
 #[test]
 fn images() {
-    let content = |url: &str| json!([{"type": "message", "role": "user", "content": [
-        {"type": "input_text", "text": "look"}, {"type": "input_image", "image_url": url, "detail": "high"}
-    ]}]);
-    let base64 = |kind: &str| json!({"type": "image", "source": {"type": "base64", "media_type": kind, "data": "AA/+=="}});
+    let content = |url: &str| {
+        json!([{"type": "message", "role": "user", "content": [
+            {"type": "input_text", "text": "look"}, {"type": "input_image", "image_url": url, "detail": "high"}
+        ]}])
+    };
+    let base64 =
+        |kind: &str| json!({"type": "image", "source": {"type": "base64", "media_type": kind, "data": "AA/+=="}});
     let large = format!("data:image/png;base64,{}", "A".repeat(IMAGE_BYTES_MAX / 3 * 4 + 8));
     let rows = [
         ("data:image/png;base64,AA/+==", base64("image/png")),
@@ -235,7 +238,12 @@ fn images() {
     ];
     for (url, expected) in rows {
         let found = messages(&content(url), unmarked());
-        assert_eq!(found, json!([{"role": "user", "content": [text("look"), expected]}]), "{}", &url[..url.len().min(60)]);
+        assert_eq!(
+            found,
+            json!([{"role": "user", "content": [text("look"), expected]}]),
+            "{}",
+            &url[..url.len().min(60)]
+        );
     }
     let blind = Target { images: false, ..target(unmarked()) };
     let body = encode_for(&with_input(&content("data:image/png;base64,AA")), &blind);
@@ -252,8 +260,15 @@ fn images() {
 fn calls_are_answered_in_the_next_message_before_anything_else() {
     check(
         json!([
-            user("q"), assistant("I look."), call("c1"), call("c2"), output("c1"), output("c2"), user("steer"),
-            assistant("Done."), user("next")
+            user("q"),
+            assistant("I look."),
+            call("c1"),
+            call("c2"),
+            output("c1"),
+            output("c2"),
+            user("steer"),
+            assistant("Done."),
+            user("next")
         ]),
         json!([
             said("q"),
@@ -322,8 +337,9 @@ fn ids_are_valid_and_unique() {
     }
     let twice = json!([user("q"), call("c"), call("c"), output("c"), output("c"), call("c"), output("c")]);
     let found = messages(&twice, unmarked());
-    let ids: std::collections::HashSet<&str> =
-        [(1, 0), (1, 1), (3, 0)].map(|(message, block)| found[message]["content"][block]["id"].as_str().unwrap()).into();
+    let ids: std::collections::HashSet<&str> = [(1, 0), (1, 1), (3, 0)]
+        .map(|(message, block)| found[message]["content"][block]["id"].as_str().unwrap())
+        .into();
     assert_eq!(ids.len(), 3, "{found}");
     assert_eq!(found, messages(&twice, unmarked()), "derived ids are the same each time");
 
@@ -363,7 +379,11 @@ fn inputs_are_objects() {
     }
     let patch = "*** Begin Patch\n+\"é\\n\"\t\u{1f}\n*** End Patch";
     for (item, name, input) in [
-        (json!({"type": "custom_tool_call", "call_id": "c", "name": "apply_patch", "input": patch}), "apply_patch", json!({"input": patch})),
+        (
+            json!({"type": "custom_tool_call", "call_id": "c", "name": "apply_patch", "input": patch}),
+            "apply_patch",
+            json!({"input": patch}),
+        ),
         (
             json!({"type": "custom_tool_call", "call_id": "c", "name": "run", "namespace": "js", "input": ""}),
             "js__run",
@@ -401,7 +421,8 @@ fn results() {
     };
     let part = |text: &str| json!({"type": "input_text", "text": text});
     let image = |data: &str| json!({"type": "input_image", "image_url": format!("data:image/png;base64,{data}")});
-    let shown = |data: &str| json!({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}});
+    let shown =
+        |data: &str| json!({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}});
     for (result, expected) in [
         (json!("line\n\"quoted\"\t\u{1}"), json!("line\n\"quoted\"\t\u{1}")),
         (json!([part("one"), part(""), part("two\n"), part("three")]), json!("one\ntwo\nthree")),
@@ -498,8 +519,14 @@ fn thinking_is_asked_for_as_the_profile_says() {
     }
     let budget = || Profile { thinking: Thinking::Budget, ..unmarked() };
     let expected = [
-        disabled(), disabled(), with_budget(4_000), with_budget(10_000), with_budget(24_000), with_budget(24_000),
-        with_budget(24_000), Value::Null,
+        disabled(),
+        disabled(),
+        with_budget(4_000),
+        with_budget(10_000),
+        with_budget(24_000),
+        with_budget(24_000),
+        with_budget(24_000),
+        Value::Null,
     ];
     for (word, expected) in efforts.iter().zip(expected) {
         assert_eq!(asked(budget(), &effort(word)), json!([OUTPUT_TOKENS, expected, null]), "{word}");
@@ -508,7 +535,9 @@ fn thinking_is_asked_for_as_the_profile_says() {
     assert_eq!(asked(large, &effort("max")), json!([64_000, with_budget(32_000), null]));
 
     // The limit of the request holds, and thinking has to live with it.
-    for (limit, expected) in [(20_000, with_budget(12_000)), (4_096, with_budget(2_048)), (2_048, with_budget(1_024)), (2_046, Value::Null)] {
+    for (limit, expected) in
+        [(20_000, with_budget(12_000)), (4_096, with_budget(2_048)), (2_048, with_budget(1_024)), (2_046, Value::Null)]
+    {
         let members = json!({"reasoning": {"effort": "high"}, "max_output_tokens": limit});
         assert_eq!(asked(budget(), &members), json!([limit, expected, null]));
     }
@@ -582,8 +611,18 @@ fn thoughts_go_back_as_they_came_and_where_they_were() {
         SealedPart::ThinkingBlocks(json!([omitted]).to_string()),
     ]);
     let input = json!([
-        user("q"), several, assistant("I look."), call("c1"), thought("two"), call("c2"), thought("at the end"),
-        output("c1"), output("c2"), thought("three"), call("c3"), output("c3")
+        user("q"),
+        several,
+        assistant("I look."),
+        call("c1"),
+        thought("two"),
+        call("c2"),
+        thought("at the end"),
+        output("c1"),
+        output("c2"),
+        thought("three"),
+        call("c3"),
+        output("c3")
     ]);
     for mode in ALL {
         let body = thinking(&input, mode);
@@ -636,10 +675,26 @@ fn thoughts_of_others_are_left_out() {
     }
     // Servers that do not sign take their thoughts back as they are.
     let profile = Profile { unsigned_thinking: true, ..unmarked() };
-    let call = encoded(&with_input(&json!([user("q"), unsigned, assistant("a"), user("r")])), &target(profile)).unwrap();
+    let call =
+        encoded(&with_input(&json!([user("q"), unsigned, assistant("a"), user("r")])), &target(profile)).unwrap();
     let body: Value = serde_json::from_slice(&call.body).unwrap();
     let block = json!({"type": "thinking", "thinking": "t"});
     assert_eq!(body["messages"][1]["content"], json!([block, text("a")]));
+}
+
+#[test]
+fn thoughts_can_be_forgotten() {
+    let id = SealedPart::UpstreamId { call_id: "c".into(), upstream_id: "toolu_1".into() };
+    let thought = sealed(&[SealedPart::ThinkingBlocks(json!([signed("t")]).to_string()), id]);
+    let mut request = with_input(&json!([user("q"), thought, call("c"), output("c")]));
+    request["reasoning"] = json!({"effort": "low"});
+    for (thinking, kind) in
+        [(Thinking::Unasked, None), (Thinking::Budget, Some("disabled")), (Thinking::Adaptive, Some("adaptive"))]
+    {
+        let body = encode_for(&request, &target(Profile { thinking, replay_thinking: false, ..unmarked() }));
+        assert_eq!(body["messages"][1], called(&["toolu_1"]), "ids are no thoughts");
+        assert_eq!(body["thinking"]["type"].as_str(), kind);
+    }
 }
 
 #[test]
@@ -664,10 +719,16 @@ fn a_loop_that_lost_its_thoughts_goes_on_without_and_the_next_one_with() {
         (json!([user("q"), thought("t"), call("c"), output("c"), call("d"), output("d")]), true),
         (json!([user("q"), thought("t"), call("c"), output("c"), foreign("u"), call("d"), output("d")]), false),
         // Words of the user between results begin a loop, but may not end the one before.
-        (json!([user("q"), thought("t"), call("c"), output("c"), user("s"), thought("u"), call("d"), output("d")]), true),
+        (
+            json!([user("q"), thought("t"), call("c"), output("c"), user("s"), thought("u"), call("d"), output("d")]),
+            true,
+        ),
         (json!([user("q"), thought("t"), call("c"), output("c"), user("s"), call("d"), output("d")]), false),
         (json!([user("q"), foreign("t"), call("c"), output("c"), user("s"), user("s")]), false),
-        (json!([user("q"), foreign("t"), call("c"), output("c"), user(" "), thought("u"), call("d"), output("d")]), false),
+        (
+            json!([user("q"), foreign("t"), call("c"), output("c"), user(" "), thought("u"), call("d"), output("d")]),
+            false,
+        ),
         (json!([user("q"), foreign("t"), call("c"), output("c"), thought("alone"), user("s")]), false),
     ];
     for (input, expected) in rows {
@@ -684,7 +745,9 @@ fn options(members: &Value, profile: Profile) -> Value {
         request[name] = value.clone();
     }
     let mut body = encode_for(&request, &target(profile));
-    body.as_object_mut().unwrap().retain(|name, _| !matches!(name.as_str(), "messages" | "model" | "stream" | "max_tokens"));
+    body.as_object_mut()
+        .unwrap()
+        .retain(|name, _| !matches!(name.as_str(), "messages" | "model" | "stream" | "max_tokens"));
     body
 }
 
@@ -779,6 +842,28 @@ fn every_tool_is_offered_by_its_alias() {
 }
 
 #[test]
+fn the_web_is_searched_where_both_sides_want_it() {
+    let hosted = |access: Value| json!([{"type": "web_search", "external_web_access": access}]);
+    let able = || Profile { web_search: true, ..unmarked() };
+    let search = json!([{"type": "web_search_20250305", "name": "web_search"}]);
+    for (tools, profile, expected) in [
+        (hosted(json!(true)), able(), search.clone()),
+        (json!([{"type": "web_search"}]), able(), search),
+        (hosted(json!(false)), able(), Value::Null),
+        (hosted(json!(true)), unmarked(), Value::Null),
+        (json!([]), able(), Value::Null),
+    ] {
+        assert_eq!(options(&json!({"tools": tools}), profile)["tools"], expected, "{tools}");
+    }
+    let body = options(&json!({"tools": tools()}), able());
+    assert_eq!((&body["tools"][0]["name"], body["tools"].as_array().unwrap().len()), (&json!("web_search"), 7));
+    // A tool of the client's own goes before.
+    let own = json!([{"type": "web_search"}, {"type": "function", "name": "web_search"}]);
+    let body = options(&json!({"tools": own}), able());
+    assert_eq!((body["tools"].as_array().unwrap().len(), body["tools"][0].get("type")), (1, None));
+}
+
+#[test]
 fn alternatives_at_the_top_of_a_schema_are_refused_and_so_not_sent() {
     let parameters = json!({
         "type": "object",
@@ -870,14 +955,19 @@ fn what_repeats_is_marked() {
         found
     };
     let mut request = with_input(&json!([
-        developer("one"), developer("two"), user("q"), thought("t"), call("c"), output("c"), user("steer"),
-        assistant("a"), user("b"), user("c")
+        developer("one"),
+        developer("two"),
+        user("q"),
+        thought("t"),
+        call("c"),
+        output("c"),
+        user("steer"),
+        assistant("a"),
+        user("b"),
+        user("c")
     ]));
     request["tools"] = tools();
-    assert_eq!(
-        places(&request),
-        [".system.1", ".messages.2.content.1", ".messages.4.content.1", ".tools.5"]
-    );
+    assert_eq!(places(&request), [".system.1", ".messages.2.content.1", ".messages.4.content.1", ".tools.5"]);
     assert_eq!(encode_for(&request, &target(Profile::default()))["tools"][5]["cache_control"], mark);
     assert_eq!(places(&with_input(&json!([user("q")]))), [".messages.0.content.0"]);
     assert_eq!(
@@ -891,8 +981,21 @@ fn what_repeats_is_marked() {
 #[test]
 fn a_longer_conversation_begins_as_the_shorter_one_did() {
     let items = [
-        developer("d"), user("q"), thought("t"), call("c1"), call("c2"), output("c1"), output("c2"), thought("u"),
-        assistant("a"), call("c3"), output("c3"), assistant("b"), user("r"), call("c4"), output("c4"),
+        developer("d"),
+        user("q"),
+        thought("t"),
+        call("c1"),
+        call("c2"),
+        output("c1"),
+        output("c2"),
+        thought("u"),
+        assistant("a"),
+        call("c3"),
+        output("c3"),
+        assistant("b"),
+        user("r"),
+        call("c4"),
+        output("c4"),
     ];
     let mut before: Vec<Value> = Vec::new();
     for length in [2, 7, 11, 13, 15] {
@@ -908,12 +1011,7 @@ fn a_longer_conversation_begins_as_the_shorter_one_did() {
 
 #[test]
 fn refusals_are_learned() {
-    let full = || Profile {
-        thinking: Thinking::Adaptive,
-        json_schema: true,
-        strict_tools: true,
-        ..Profile::default()
-    };
+    let full = || Profile { thinking: Thinking::Adaptive, json_schema: true, strict_tools: true, ..Profile::default() };
     let changed = |repair: Repair, expected: Profile| {
         let mut profile = full();
         let differs = profile.apply(&repair);
@@ -942,6 +1040,7 @@ fn refusals_are_learned() {
         changed(Repair::Drop(parameter.into()), expected);
     }
     changed(Repair::CleanSchema, Profile { plain_schemas: true, ..full() });
+    changed(Repair::ForgetThinking, Profile { replay_thinking: false, ..full() });
     for repair in [
         Repair::MergeSystem,
         Repair::StringContent,
@@ -963,7 +1062,10 @@ fn refusals_are_learned() {
         assert!(profile.apply(&Repair::Drop(parameter.into())));
         let body = options(&everything, profile).to_string();
         let last = format!("\"{}\"", parameter.rsplit('.').next().unwrap());
-        assert!(options(&everything, full()).to_string().contains(&last) && !body.contains(&last), "{parameter}: {body}");
+        assert!(
+            options(&everything, full()).to_string().contains(&last) && !body.contains(&last),
+            "{parameter}: {body}"
+        );
     }
 }
 
@@ -1014,7 +1116,8 @@ fn recorded_requests() {
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
         settings.bind(|| insta::assert_json_snapshot!(name, body));
         for images in [true, false] {
-            let other = Profile { thinking: Thinking::Budget, plain_schemas: true, prefill: true, ..Profile::default() };
+            let other =
+                Profile { thinking: Thinking::Budget, plain_schemas: true, prefill: true, ..Profile::default() };
             encode_for(&fixture["body"], &Target { images, ..target(other) });
         }
     }
@@ -1024,7 +1127,8 @@ fn recorded_requests() {
 /// Any item, wrong ones included, with few ids, so that they meet.
 fn any_item() -> impl Strategy<Value = Value> {
     let id = || prop::sample::select(vec!["a", "b", "c", "functions.f:0", ""]);
-    let text = || prop::sample::select(vec!["", " \n", "x", "x \n", "\"\\\n\u{1}🦀", "{}", "{\"a\":", "{\"b\": \"\\\"\"}"]);
+    let text =
+        || prop::sample::select(vec!["", " \n", "x", "x \n", "\"\\\n\u{1}🦀", "{}", "{\"a\":", "{\"b\": \"\\\"\"}"]);
     prop_oneof![
         (prop::sample::select(vec!["user", "assistant", "assistant", "developer", "system"]), text())
             .prop_map(|(role, text)| json!({"type": "message", "role": role, "content": text})),

@@ -11,7 +11,7 @@ use crate::delta::ToolCall;
 use crate::json::{Kind, Raw};
 use crate::textcalls::repair::{self, Fragments, Unusable};
 use crate::textcalls::tool_name;
-use crate::tools::{CUSTOM_ARGUMENT, ToolKind, ToolTable};
+use crate::tools::ToolTable;
 
 /// Most calls of one answer. Models make a handful at once; a stream that opens more is broken, or hostile.
 pub(super) const CALLS_MAX: usize = 256;
@@ -167,12 +167,7 @@ impl Calls {
             if name.is_empty() {
                 continue;
             }
-            let is_free_text = tools.resolve(&name).is_some_and(|tool| tool.kind == ToolKind::Custom);
-            let arguments = repair::arguments(&slot.arguments).or_else(|why| {
-                let text = if is_free_text { repair::free_text(slot.arguments.text()) } else { None };
-                text.map(|text| serde_json::json!({ CUSTOM_ARGUMENT: text }).to_string()).ok_or(why)
-            });
-            match arguments {
+            match repair::arguments_of(tools.resolve(&name), &slot.arguments) {
                 Ok(arguments) => {
                     calls.push(ToolCall { upstream_id: slot.id, name, arguments, extra_content: slot.extra_content });
                 }

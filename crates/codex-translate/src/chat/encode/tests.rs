@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::chat::validate;
 use crate::failure::Repair;
+use crate::history::call_ids::CALL_ID_CHARS_MAX;
 use crate::sealed::Part as SealedPart;
 
 const KEY: [u8; 32] = [3; 32];
@@ -517,15 +518,16 @@ fn state_of_calls_comes_back_to_them() {
         SealedPart::ToolExtra { call_id: "c2".into(), extra_content: r#"{"google":{"thought_signature":"s"}}"#.into() },
         SealedPart::ToolExtra { call_id: "c1".into(), extra_content: "not JSON".into() },
     ];
-    let input = json!([sealed(&parts), call("c1"), call("c2"), output("c2"), output("c1")]);
-    let mut expected = called(&["functions.f:0", "c2"]);
+    let input = json!([sealed(&parts), call("c1"), call("c2"), call("c3"), output("c3"), output("c2"), output("c1")]);
+    let mut expected = called(&["functions.f:0", "c2", "c3"]);
     expected["tool_calls"][1]["extra_content"] = json!({"google": {"thought_signature": "s"}});
-    check(input.clone(), json!([expected, returned_text("functions.f:0", "result of c1"), returned("c2")]));
+    let results = [returned_text("functions.f:0", "result of c1"), returned("c2"), returned("c3")];
+    check(input.clone(), [&[expected.clone()], &results[..]].concat().into());
 
     // The first call of a turn must have a signature at Gemini.
     expected["tool_calls"][0]["extra_content"] = serde_json::from_str(THOUGHT_SIGNATURE_PLACEHOLDER).unwrap();
     let profile = Profile { thought_signatures: true, ..Profile::default() };
-    check_with(profile, input, json!([expected, returned_text("functions.f:0", "result of c1"), returned("c2")]));
+    check_with(profile, input, [&[expected], &results[..]].concat().into());
 }
 
 #[test]
@@ -762,7 +764,7 @@ fn every_tool_becomes_a_function() {
         function(json!({
             "name": "local_shell",
             "description": "Runs a command on the user's machine.",
-            "parameters": serde_json::from_str::<Value>(LOCAL_SHELL_PARAMETERS).unwrap()
+            "parameters": serde_json::from_str::<Value>(offer::LOCAL_SHELL_PARAMETERS).unwrap()
         }))
     ]);
     let body = options(&json!({"tools": tools()}), portable());
@@ -833,7 +835,7 @@ fn refusals_are_learned() {
     let before = options(&everything, full());
     for (parameter, gone) in [
         ("stream_options", "stream_options"),
-        ("stream_options.include_usage", "stream_options"),
+        ("body.stream_options.include_usage", "stream_options"),
         ("tool_choice", "tool_choice"),
         ("parallel_tool_calls", "parallel_tool_calls"),
         ("temperature", "temperature"),
