@@ -27,6 +27,8 @@ pub enum Protocol {
     Responses,
     /// Chat Completions.
     ChatCompletions,
+    /// Anthropic Messages.
+    AnthropicMessages,
 }
 
 impl Protocol {
@@ -35,11 +37,12 @@ impl Protocol {
         match self {
             Self::Responses => "responses",
             Self::ChatCompletions => "chat-completions",
+            Self::AnthropicMessages => "anthropic-messages",
         }
     }
 }
 
-/// Departures from the portable Chat Completions body, by name. A row lists those that apply.
+/// Departures from the portable body of a protocol, by name. A row lists those that apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Quirk {
@@ -77,6 +80,22 @@ pub enum Quirk {
     StrictAlternation,
     /// Refuses any `tool_choice` but `auto`.
     ToolChoiceAutoOnly,
+    /// Wants content as plain strings; images become notes.
+    StringContent,
+    /// Knows only simple JSON Schema in tools.
+    PlainSchemas,
+    /// Wants thought signatures back with calls (Gemini behind Chat Completions).
+    ThoughtSignatures,
+    /// Anthropic Messages: thinking is asked for with a budget of tokens.
+    ThinkingBudget,
+    /// Anthropic Messages: thinking is asked for as adaptive, with an effort.
+    ThinkingAdaptive,
+    /// Anthropic Messages: takes thinking back that carries no signature.
+    UnsignedThinking,
+    /// Anthropic Messages: takes `output_config.format` with a JSON schema.
+    OutputFormat,
+    /// Anthropic Messages: refuses `cache_control`.
+    NoPromptCache,
 }
 
 /// How a credential goes into a request.

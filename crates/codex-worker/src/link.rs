@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use codex_control::endpoint::CredentialSource;
 use codex_control::ipc::frame::{self, WorkerCodec};
 use codex_control::ipc::{
     Assignment, FromWorker, HEARTBEAT_INTERVAL, HELLO_TIMEOUT, Hello, REPORTS_QUEUED_MAX, ToWorker, VERSION,
@@ -34,12 +35,14 @@ use crate::worker::Worker;
 
 /// Pause before dialling again after the socket broke; doubled up to [`REDIAL_PAUSE_MAX`].
 const REDIAL_PAUSE: Duration = Duration::from_millis(50);
-/// Longest pause between two dials.
-const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Longest pause between two dials: a supervisor that is back must find its workers at once.
+const REDIAL_PAUSE_MAX: Duration = Duration::from_millis(200);
 /// A worker that has neither a supervisor nor a request for this long ends itself: nobody is left to end it.
 const ORPHANED_MAX: Duration = Duration::from_mins(10);
 /// Time for the first conversation, before anything is served.
 const FIRST_CONTACT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a missing key is looked for.
+const KEY_RECHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Time open streams get after a signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -79,6 +82,10 @@ pub(crate) async fn run_supervised(supervision: Supervision) -> anyhow::Result<(
     };
     let (reports, outgoing) = mpsc::channel(REPORTS_QUEUED_MAX);
     let worker = prepare(*assignment, address, reports)?;
+    if !matches!(worker.credential.source(), CredentialSource::Command(_)) {
+        // Files are read at once, so that the first word about this endpoint is a true one; a program may take its time.
+        look_for_key(&worker).await;
+    }
     let drain = Drain::new();
     let serving = tokio::spawn(serve::run(Arc::clone(&worker), listener, drain.clone()));
     let warm_up = tokio::spawn({
@@ -86,7 +93,15 @@ pub(crate) async fn run_supervised(supervision: Supervision) -> anyhow::Result<(
         async move { warm_up(&worker).await }
     });
     let hello = Hello { serving: Some(address), ..hello };
-    let link = Link { worker, hello, spare, outgoing, unsent: None, drain: drain.clone(), path: supervision.socket };
+    let link = Link {
+        worker,
+        hello,
+        spare: Some(spare),
+        outgoing,
+        unsent: None,
+        drain: drain.clone(),
+        path: supervision.socket,
+    };
     let talking = tokio::spawn(link.run(socket, address));
     let ended = async {
         tokio::select! {
@@ -116,15 +131,25 @@ fn prepare(
 
 /// What can be done before the first request: the key is looked at, certificates and the model list are read.
 async fn warm_up(worker: &Worker) {
-    let problem = worker.credential.get().await.err().map(|error| error.problem(worker.credential.source()));
-    worker.report(FromWorker::Problem(problem));
     worker.upstream.prepare().await;
+    while !look_for_key(worker).await {
+        tokio::time::sleep(KEY_RECHECK_INTERVAL).await;
+    }
+}
+
+/// Whether there is a key; tells the supervisor if that has changed.
+async fn look_for_key(worker: &Worker) -> bool {
+    let problem = worker.credential.get().await.err().map(|error| error.problem(worker.credential.source()));
+    let is_there = problem.is_none();
+    worker.set_problem(problem);
+    is_there
 }
 
 struct Link {
     worker: Arc<Worker>,
     hello: Hello,
-    spare: OwnedFd,
+    /// The listener once more, to give back to a supervisor that has lost its own.
+    spare: Option<OwnedFd>,
     outgoing: mpsc::Receiver<FromWorker>,
     /// Taken from the queue when the socket broke: goes out first over the next one.
     unsent: Option<FromWorker>,
@@ -168,16 +193,32 @@ impl Link {
                 () = self.drain.begun() => return,
             }
             pause = (pause * 2).min(REDIAL_PAUSE_MAX);
-            socket = match tokio::time::timeout(HELLO_TIMEOUT, redial(&self.path, &self.hello, &self.spare)).await {
-                Ok(Ok(socket)) => Some(socket),
-                Ok(Err(_)) | Err(_) => None,
-            };
+            let Some(spare) = &self.spare else { return };
+            match tokio::time::timeout(HELLO_TIMEOUT, redial(&self.path, &self.hello, spare)).await {
+                Ok(Ok((connected, first))) => {
+                    if let ToWorker::Drain { deadline_ms } = first {
+                        self.drain(deadline_ms);
+                    }
+                    socket = Some(connected);
+                }
+                Ok(Err(_)) | Err(_) => {}
+            }
         }
+    }
+
+    fn drain(&mut self, deadline_ms: u64) {
+        // Nobody is to connect to a socket on which nobody accepts.
+        self.spare = None;
+        self.drain.begin(Duration::from_millis(deadline_ms));
     }
 
     /// Talks over one connection until it breaks or the worker has drained.
     async fn talk(&mut self, mut socket: Socket, address: SocketAddr) -> Broken {
         if socket.send(FromWorker::Ready { address }).await.is_err() {
+            return Broken::Socket;
+        }
+        // Always said once: the supervisor takes an endpoint for usable only when it knows that nothing is in the way.
+        if socket.send(FromWorker::Problem(self.worker.problem())).await.is_err() {
             return Broken::Socket;
         }
         if let Some(report) = self.unsent.take()
@@ -200,7 +241,7 @@ impl Link {
                 },
                 received = socket.next() => match received {
                     Some(Ok(ToWorker::Drain { deadline_ms })) => {
-                        self.drain.begin(Duration::from_millis(deadline_ms));
+                        self.drain(deadline_ms);
                         continue;
                     }
                     // After a reconnection: what is served already.
@@ -246,7 +287,7 @@ async fn drained(worker: &Worker, drain: &Drain) {
 }
 
 /// Connects anew. The listener goes along with the first byte of the Hello, for a supervisor that has lost its own.
-async fn redial(path: &Path, hello: &Hello, listener: &OwnedFd) -> anyhow::Result<Socket> {
+async fn redial(path: &Path, hello: &Hello, listener: &OwnedFd) -> anyhow::Result<(Socket, ToWorker)> {
     let stream = UnixStream::connect(path).await?;
     let payload = frame::encode(&FromWorker::Hello(hello.clone()))?;
     let mut bytes = u32::try_from(payload.len())?.to_be_bytes().to_vec();
@@ -272,7 +313,7 @@ async fn redial(path: &Path, hello: &Hello, listener: &OwnedFd) -> anyhow::Resul
     }
     let mut socket = Framed::new(stream, WorkerCodec::default());
     match socket.next().await {
-        Some(Ok(_)) => Ok(socket),
+        Some(Ok(first)) => Ok((socket, first)),
         Some(Err(error)) => Err(error.into()),
         None => bail!("the supervisor does not know this worker"),
     }

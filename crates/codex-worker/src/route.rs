@@ -50,6 +50,17 @@ pub(crate) async fn answer(worker: &Arc<Worker>, request: Request<Incoming>, dra
             let text = worker.metrics.prometheus(worker.endpoint.id.as_str(), uptime_s, metrics::resident_bytes());
             answer::with_type(StatusCode::OK, "text/plain; version=0.0.4", text)
         }
+        (Method::GET | Method::HEAD, "/monitoring") => answer::json(StatusCode::OK, &monitoring(worker)),
+        (Method::DELETE, "/learned") => {
+            let model = request.uri().query().and_then(|query| query.strip_prefix("model="));
+            answer::json(StatusCode::OK, &json!({"forgotten": worker.learned.forget(model)}))
+        }
+        (_, "/learned") => answer::method_not_allowed("DELETE"),
+        // Codex asks here when its own web search is switched on; 400 is shown to the model as it is.
+        (Method::POST, "/alpha/search") => answer::text(
+            StatusCode::BAD_REQUEST,
+            "web search is not configured: this endpoint's provider has none. Work without it.",
+        ),
         _ => answer::error(
             StatusCode::NOT_FOUND,
             "not_found",
@@ -92,6 +103,16 @@ fn unauthorized(worker: &Worker, request: &Request<Incoming>) -> Option<Response
     let mut refusal = answer::error(StatusCode::UNAUTHORIZED, "invalid_token", &message);
     refusal.headers_mut().insert(header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
     Some(refusal)
+}
+
+/// Everything about this worker that helps to find a fault.
+fn monitoring(worker: &Worker) -> serde_json::Value {
+    json!({
+        "health": health(worker),
+        "counters": worker.metrics.snapshot(),
+        "problem": worker.problem(),
+        "learned": worker.learned.all(),
+    })
 }
 
 fn health(worker: &Worker) -> serde_json::Value {

@@ -1,30 +1,34 @@
-//! From an endpoint's names for its peculiarities to the translator's dialect.
+//! From an endpoint's names for its peculiarities to the translator's dialects.
 
 use codex_control::endpoint::{Endpoint, ModelFacts};
-use codex_control::tables::Quirk;
-use codex_translate::Target;
-use codex_translate::chat::{Effort, EmptyContent, MaxTokens, Profile, Replay};
+use codex_control::tables::{Protocol, Quirk};
+use codex_translate::anthropic::{self, Thinking};
+use codex_translate::chat::{self, Effort, EmptyContent, MaxTokens, Replay};
+use codex_translate::{Repair, Target};
 
 /// The target of one request.
 pub(crate) fn target(endpoint: &Endpoint, facts: &ModelFacts, seal_key: [u8; 32]) -> Target {
-    let mut chat = Profile::default();
+    let (mut chat, mut anthropic) = (chat::Profile::default(), anthropic::Profile::default());
     for quirk in endpoint.quirks.iter().chain(&facts.quirks) {
-        apply(&mut chat, *quirk);
+        apply(&mut chat, &mut anthropic, *quirk);
     }
     Target {
         provider: endpoint.provider.clone(),
         model: facts.id.clone(),
         images: facts.images,
         chat,
-        anthropic: codex_translate::anthropic::Profile::default(),
+        anthropic,
         seal_key,
     }
 }
 
-fn apply(chat: &mut Profile, quirk: Quirk) {
+fn apply(chat: &mut chat::Profile, anthropic: &mut anthropic::Profile, quirk: Quirk) {
     match quirk {
         Quirk::NoStreamOptions => chat.stream_options = false,
-        Quirk::StrictTools => chat.strict_tools = true,
+        Quirk::StrictTools => {
+            chat.strict_tools = true;
+            anthropic.strict_tools = true;
+        }
         Quirk::ParallelToolCalls => chat.parallel_tool_calls = true,
         Quirk::NoJsonSchema => chat.json_schema = false,
         Quirk::MaxCompletionTokens => chat.max_tokens = MaxTokens::Completion,
@@ -40,5 +44,25 @@ fn apply(chat: &mut Profile, quirk: Quirk) {
         Quirk::ShortCallIds => chat.short_call_ids = true,
         Quirk::StrictAlternation => chat.strict_alternation = true,
         Quirk::ToolChoiceAutoOnly => chat.tool_choice_auto_only = true,
+        Quirk::StringContent => chat.string_content = true,
+        Quirk::PlainSchemas => {
+            chat.plain_schemas = true;
+            anthropic.plain_schemas = true;
+        }
+        Quirk::ThoughtSignatures => chat.thought_signatures = true,
+        Quirk::ThinkingBudget => anthropic.thinking = Thinking::Budget,
+        Quirk::ThinkingAdaptive => anthropic.thinking = Thinking::Adaptive,
+        Quirk::UnsignedThinking => anthropic.unsigned_thinking = true,
+        Quirk::OutputFormat => anthropic.json_schema = true,
+        Quirk::NoPromptCache => anthropic.cache = false,
+    }
+}
+
+/// Changes the dialect in use as a refusal asks for; `false` if that would change nothing in the request.
+pub(crate) fn repair(target: &mut Target, protocol: Protocol, repair: &Repair) -> bool {
+    match protocol {
+        Protocol::ChatCompletions => target.chat.apply(repair),
+        Protocol::AnthropicMessages => target.anthropic.apply(repair),
+        Protocol::Responses => false,
     }
 }

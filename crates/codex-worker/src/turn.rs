@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use codex_control::ipc::FromWorker;
 use codex_control::tables::Protocol as WireProtocol;
 use codex_control::{Secret, redact};
+use codex_translate::anthropic::Anthropic;
 use codex_translate::chat::Chat;
 use codex_translate::native::Sniffer;
 use codex_translate::reply::{Outcome, ReplyConfig};
@@ -37,7 +37,7 @@ use crate::models::UnknownModel;
 use crate::serve::Drain;
 use crate::stream::{Relay, TurnStream, read_tail};
 use crate::worker::{Worker, now_unix_ms};
-use crate::{body, upstream};
+use crate::{body, target, upstream};
 
 /// Time after which the head of the answer is sent although nothing of the answer is there yet: a person who sees
 /// nothing for longer thinks that it hangs.
@@ -313,10 +313,10 @@ async fn exchange(worker: Arc<Worker>, body: Bytes, desk: Desk) -> Result<Begun,
         sheet.account.report.upstream_model.clone_from(&model);
     }
     let facts = worker.models.facts(&worker, &model);
-    let mut target = crate::target::target(&worker.endpoint, &facts, worker.seal_key);
+    let mut target = target::target(&worker.endpoint, &facts, worker.seal_key);
     let learned = worker.learned.repairs(&model);
     for repair in &learned {
-        target.chat.apply(repair);
+        target::repair(&mut target, worker.endpoint.protocol, repair);
     }
     let mut plan = Plan::new(&worker, &request, &body, target)?;
     {
@@ -347,6 +347,7 @@ impl<'r, 'a> Plan<'r, 'a> {
     ) -> Result<Self, EncodeOrParse> {
         let protocol: Option<&'static (dyn Protocol + Sync)> = match worker.endpoint.protocol {
             WireProtocol::ChatCompletions => Some(&Chat),
+            WireProtocol::AnthropicMessages => Some(&Anthropic),
             WireProtocol::Responses => None,
         };
         let mut call = match protocol {
@@ -359,19 +360,18 @@ impl<'r, 'a> Plan<'r, 'a> {
     }
 
     /// Changes the request as a refusal asks for; `false` if that changes nothing.
-    fn repair(&mut self, repair: &Repair) -> bool {
-        let Some(protocol) = self.protocol else { return false };
-        if !self.target.chat.apply(repair) {
+    fn repair(&mut self, protocol: WireProtocol, repair: &Repair) -> bool {
+        target::repair(&mut self.target, protocol, repair) && self.encode_again()
+    }
+
+    /// Writes the call for a changed target; `false` if that cannot be done.
+    fn encode_again(&mut self) -> bool {
+        let Some(Ok(mut call)) = self.protocol.map(|protocol| protocol.encode(self.request, &self.target)) else {
             return false;
-        }
-        match protocol.encode(self.request, &self.target) {
-            Ok(mut call) => {
-                self.body = Bytes::from(std::mem::take(&mut call.body));
-                self.call = call;
-                true
-            }
-            Err(_) => false,
-        }
+        };
+        self.body = Bytes::from(std::mem::take(&mut call.body));
+        self.call = call;
+        true
     }
 
     fn reply(&self, account: &Account) -> Reply {
@@ -447,9 +447,10 @@ async fn attempts(
         let key = worker.credential.get().await.map_err(|error| {
             let problem = error.problem(worker.credential.source());
             let message = format!("{}; {}", problem.message, problem.hint.as_deref().unwrap_or_default());
-            worker.report(FromWorker::Problem(Some(problem)));
+            worker.set_problem(Some(problem));
             Failure::new(FailureClass::Auth, message)
         })?;
+        worker.set_problem(None);
         desk.lock().account.report.attempts += 1;
         let failure = match attempt(worker, desk, plan, key.as_ref()).await {
             Ok(begun) => {
@@ -468,7 +469,7 @@ async fn attempts(
         }
         if let Some(repair) = &failure.repair
             && n_repairs < REPAIRS_MAX
-            && plan.repair(repair)
+            && plan.repair(worker.endpoint.protocol, repair)
         {
             n_repairs += 1;
             repaired = Some((repair.clone(), redact::redact(&failure.message).into_owned()));
@@ -479,12 +480,8 @@ async fn attempts(
             uses_learned = false;
             worker.learned.forget(Some(&plan.target.model));
             let facts = worker.models.facts(worker, &plan.target.model);
-            plan.target = crate::target::target(&worker.endpoint, &facts, worker.seal_key);
-            if let Some(protocol) = plan.protocol
-                && let Ok(mut call) = protocol.encode(plan.request, &plan.target)
-            {
-                plan.body = Bytes::from(std::mem::take(&mut call.body));
-                plan.call = call;
+            plan.target = target::target(&worker.endpoint, &facts, worker.seal_key);
+            if plan.encode_again() {
                 continue;
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use codex_control::endpoint::Endpoint;
-use codex_control::tables::AuthKind;
+use codex_control::tables::{AuthKind, Protocol};
 use codex_control::{Secret, redact};
 use codex_translate::{Call, Failure, FailureClass};
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri, header};
@@ -45,11 +45,16 @@ enum AnyClient {
 
 impl Upstream {
     pub(crate) fn new(endpoint: &Endpoint) -> Self {
+        let version = (endpoint.protocol == Protocol::AnthropicMessages).then(|| {
+            // The translator's own calls carry it; the model list wants it, too.
+            (HeaderName::from_static("anthropic-version"), HeaderValue::from_static("2023-06-01"))
+        });
         let headers = endpoint
             .headers
             .iter()
             // Both were checked when the endpoint was resolved.
             .filter_map(|(name, value)| Some((name.parse().ok()?, HeaderValue::try_from(value).ok()?)))
+            .chain(version)
             .collect();
         Self {
             base_url: endpoint.base_url.clone(),

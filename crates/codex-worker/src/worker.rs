@@ -1,12 +1,12 @@
 //! What all requests of a worker share.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use codex_control::Secret;
 use codex_control::endpoint::Endpoint;
-use codex_control::ipc::{Assignment, FromWorker};
+use codex_control::ipc::{Assignment, FromWorker, Problem};
 use codex_control::tables::Tables;
 use codex_control::token::{self, SEAL_KEY_BYTES, TokenError};
 use tokio::sync::mpsc;
@@ -31,6 +31,8 @@ pub(crate) struct Worker {
     pub(crate) metrics: Metrics,
     pub(crate) started_at: Instant,
     reports: mpsc::Sender<FromWorker>,
+    /// What keeps the endpoint from working, as last told. The lock protects this one value.
+    problem: Mutex<Option<Problem>>,
 }
 
 impl Worker {
@@ -63,7 +65,23 @@ impl Worker {
             tables,
             address,
             reports,
+            problem: Mutex::new(None),
         }))
+    }
+
+    /// What keeps the endpoint from working, if anything.
+    pub(crate) fn problem(&self) -> Option<Problem> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Tells the supervisor what keeps the endpoint from working, if that has changed.
+    pub(crate) fn set_problem(&self, problem: Option<Problem>) {
+        let mut told = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        if *told != problem {
+            told.clone_from(&problem);
+            drop(told);
+            self.report(FromWorker::Problem(problem));
+        }
     }
 
     /// Tells the supervisor. When it is away for so long that the queue is full, the report is dropped and counted:

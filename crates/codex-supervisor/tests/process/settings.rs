@@ -166,6 +166,7 @@ fn an_endpoint_moves_to_another_port_and_ends_what_runs_at_the_old_one() {
     supervisor.call("endpoint.set", json!({ "id": "a", "key": "port", "value": free.port().to_string() }));
     assert_eq!(supervisor.wake("a"), free);
     assert!(get(free, "/health").unwrap().ends_with("generation 2\n"));
+    assert_eq!(supervisor.endpoint("a")["restarts_total"], 0, "it moves by itself, not because it is found to be sick");
     let n_lines = stream.lines().map(Result::unwrap).filter(|line| line.ends_with(" of generation 1")).count();
     assert_eq!(n_lines, LINES);
     wait_for("the old port to close", || TcpStream::connect(old).is_err().then_some(()));

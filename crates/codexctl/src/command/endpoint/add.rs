@@ -79,6 +79,7 @@ struct KeyArguments {
 enum ProtocolName {
     Responses,
     ChatCompletions,
+    AnthropicMessages,
 }
 
 impl From<ProtocolName> for Protocol {
@@ -86,6 +87,7 @@ impl From<ProtocolName> for Protocol {
         match name {
             ProtocolName::Responses => Self::Responses,
             ProtocolName::ChatCompletions => Self::ChatCompletions,
+            ProtocolName::AnthropicMessages => Self::AnthropicMessages,
         }
     }
 }
