@@ -320,15 +320,14 @@ impl SandboxHome {
         self.supervisor.borrow().as_ref().map(Child::id)
     }
 
-    /// Stops the supervisor by TERM and waits for its end.
+    /// Stops the supervisor by TERM and waits for its end, and for that of its workers.
     ///
     /// # Panics
-    /// When it does not end in time, or not with success.
+    /// When it does not end in time, or not with success, or leaves a worker.
     pub fn stop(&self) {
-        let Some(mut child) = self.supervisor.borrow_mut().take() else {
-            return;
-        };
+        let Some(mut child) = self.supervisor.borrow_mut().take() else { return };
         let process = Process::open(child.id()).expect("the supervisor is not waited for, so it has its number");
+        let workers = self.workers();
         process.signal(Signal::TERM).expect("the supervisor is ours");
         let status = try_until(DEADLINE, || child.try_wait().expect("a child of ours can be waited for"));
         let Some(status) = status else {
@@ -337,6 +336,16 @@ impl SandboxHome {
             panic!("the supervisor did not stop\n{}", self.logs());
         };
         assert!(status.success(), "the supervisor ended with {status}\n{}", self.logs());
+        for worker in workers {
+            assert!(leftovers::has_ended(&worker), "a worker is left: {:?}\n{}", worker.identity(), self.logs());
+        }
+    }
+
+    /// The workers that the supervisor has now; none when it does not answer.
+    fn workers(&self) -> Vec<Process> {
+        let status = self.rpc("daemon.status", Value::Null).ok().and_then(|status| serde_json::from_value(status).ok());
+        let endpoints = status.map(|status: DaemonStatus| status.endpoints).unwrap_or_default();
+        endpoints.into_iter().filter_map(|endpoint| Process::open(endpoint.worker_pid?).ok()).collect()
     }
 
     /// Calls a method of the supervisor.

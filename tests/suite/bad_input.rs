@@ -262,15 +262,6 @@ fn requests_that_are_refused() {
 }
 
 #[test]
-fn a_token_that_codex_lost() {
-    let provider = greeter();
-    let home = SandboxHome::with_provider(&provider);
-    let answer = home.post_responses("scripted", HELLO);
-    assert_eq!(answer.status, 200, "{answer:?}");
-    assert!(answer.text().contains("response.completed"), "{}", answer.text());
-}
-
-#[test]
 fn a_provider_that_refuses_the_key() {
     let provider = FakeProvider::start(Script::new().key("another-key"));
     let home = SandboxHome::with_provider(&provider);

@@ -5,6 +5,7 @@
 //! | `codex` | the real Codex CLI does each kind of work through real processes |
 //! | `survival` | a worker is killed under a running task, and Codex does not notice |
 //! | `bad_input` | every mistake gets a message for a person and the right answer for Codex |
+//! | `insurance` | a provider fails before its answer begins, and Codex does not notice |
 //! | `systemd` | under a real systemd: ready by notify, Codex works, a stop leaves nothing |
 //! | `edges` | who may depend on whom |
 //! | `provider` | the scripted provider is as strict, and as odd on the wire, as it claims |
@@ -12,6 +13,7 @@
 mod bad_input;
 mod codex;
 mod edges;
+mod insurance;
 mod provider;
 mod survival;
 mod systemd;

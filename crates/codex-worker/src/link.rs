@@ -194,14 +194,12 @@ impl Link {
             }
             pause = (pause * 2).min(REDIAL_PAUSE_MAX);
             let Some(spare) = &self.spare else { return };
-            match tokio::time::timeout(HELLO_TIMEOUT, redial(&self.path, &self.hello, spare)).await {
-                Ok(Ok((connected, first))) => {
-                    if let ToWorker::Drain { deadline_ms } = first {
-                        self.drain(deadline_ms);
-                    }
-                    socket = Some(connected);
+            let answered = tokio::time::timeout(HELLO_TIMEOUT, redial(&self.path, &self.hello, spare)).await;
+            if let Ok(Ok((connected, first))) = answered {
+                if let ToWorker::Drain { deadline_ms } = first {
+                    self.drain(deadline_ms);
                 }
-                Ok(Err(_)) | Err(_) => {}
+                socket = Some(connected);
             }
         }
     }

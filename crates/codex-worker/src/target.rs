@@ -15,6 +15,7 @@ pub(crate) fn target(endpoint: &Endpoint, facts: &ModelFacts, seal_key: [u8; 32]
     Target {
         provider: endpoint.provider.clone(),
         model: facts.id.clone(),
+        context_window: facts.context_window,
         images: facts.images,
         chat,
         anthropic,

@@ -385,6 +385,7 @@ impl<'r, 'a> Plan<'r, 'a> {
             origin: self.origin(),
             seal_key: self.target.seal_key,
             show_reasoning: self.request.reasoning.summary.as_deref() != Some("none"),
+            compaction: self.request.is_compaction(),
             known_call_ids: self.request.call_ids().map(str::to_owned).collect(),
         };
         // A native stream needs no reply of ours, except to tell a failure.
@@ -517,6 +518,10 @@ impl Budget {
         let first = if is_limited { RETRY_PAUSE * 5 } else { RETRY_PAUSE };
         let n_before = if is_limited { self.limited } else { self.failed } - 1;
         let backoff = first.saturating_mul(2_u32.saturating_pow(n_before)).min(RETRY_PAUSE_MAX);
+        if failure.class == FailureClass::Network && self.failed == 1 {
+            // Most often a kept connection that the provider had closed already: a new one will do.
+            return Some(Duration::ZERO);
+        }
         let pause = failure.retry_after.unwrap_or_else(|| backoff.mul_f64(0.8 + 0.4 * jitter));
         if pause > RETRY_AFTER_MAX || self.waited + pause > WAITS_MAX {
             return None;
@@ -677,6 +682,12 @@ mod tests {
     fn what_may_pass_is_tried_again_a_few_times() {
         let server = std::iter::repeat_with(|| failure(FailureClass::Server, None)).take(5);
         assert_eq!(pauses(server), [Some(200), Some(400), Some(800), Some(1_600), None]);
+    }
+
+    #[test]
+    fn a_broken_connection_is_replaced_at_once() {
+        let network = std::iter::repeat_with(|| failure(FailureClass::Network, None)).take(3);
+        assert_eq!(pauses(network), [Some(0), Some(400), Some(800)]);
     }
 
     #[test]

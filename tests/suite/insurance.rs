@@ -1,0 +1,81 @@
+//! A provider fails in every way before its answer begins, and Codex notices nothing; each tool runs once.
+
+use codex_control::rpc::EndpointState;
+use e2e::home::{PROVIDER_KEY, SandboxHome};
+use e2e::provider::{FakeProvider, Script, Step, When, outline};
+use serde_json::{Value, json};
+
+fn script() -> Script {
+    Script::new().key(PROVIDER_KEY)
+}
+
+fn error(message: &str, more: Value) -> Value {
+    let mut error = json!({ "message": message, "type": "server_error" });
+    if let (Value::Object(error), Value::Object(more)) = (&mut error, more) {
+        error.extend(more);
+    }
+    json!({ "error": error })
+}
+
+/// The last failed attempt comes before the tool call and before the final answer: nothing may run or be said twice.
+#[test]
+fn failures_before_the_answer_are_not_seen() {
+    let limited = Step::Status(e2e::provider::Status {
+        code: 429,
+        headers: [("retry-after".to_owned(), "2".to_owned())].into(),
+        body: error("slow down", json!({ "code": "rate_limit_exceeded" })).to_string(),
+    });
+    let server = || [Step::status(500, &error("the backend is on fire", json!({})))];
+    let provider = FakeProvider::start(
+        script()
+            .turn(When::user("Count."), [limited])
+            .turn(When::user("Count."), server())
+            .turn(When::user("Count."), server())
+            .turn(When::user("Count."), server())
+            .turn(When::user("Count."), [Step::shell("echo ran >> ran.txt; echo counted-$((1+1))")])
+            .turn(When::tool("counted-2"), [Step::Reset])
+            .turn(
+                When::tool("counted-2"),
+                [Step::Raw(format!("data: {}\n\n", error("upstream hiccup", json!({ "code": 502 })))), Step::Close],
+            )
+            .turn(When::tool("counted-2"), [Step::text("It ran once.")]),
+    );
+    let home = SandboxHome::with_provider(&provider);
+    let run = home.exec(&["Count."]);
+    run.assert_clean(&provider);
+    assert_eq!(run.answer(), "It ran once.");
+    assert_eq!(home.read("work/ran.txt"), "ran\n");
+    assert_eq!(home.endpoint("scripted").counters.retries_total, 6, "{}", outline(&provider.requests()));
+}
+
+#[test]
+fn a_long_wait_is_shown_and_does_not_end_the_turn() {
+    let provider = FakeProvider::start(
+        script().turn(When::user("Think long."), [Step::PauseMs(20_000), Step::text("Thought through.")]),
+    );
+    let home = SandboxHome::with_provider(&provider);
+    let run = home.exec(&["Think long."]);
+    run.assert_clean(&provider);
+    assert_eq!(run.answer(), "Thought through.");
+    assert_eq!(provider.requests().len(), 1);
+}
+
+#[test]
+fn a_refused_parameter_is_left_out_and_remembered() {
+    let refusal = error("Unrecognized request argument supplied: stream_options", json!({ "param": "stream_options", "type": "invalid_request_error" }));
+    let provider = FakeProvider::start(
+        script()
+            .turn(When::user("First."), [Step::status(400, &refusal)])
+            .turn(When::user("First."), [Step::text("One.")])
+            .turn(When::user("Second."), [Step::text("Two.")]),
+    );
+    let home = SandboxHome::with_provider(&provider);
+    let first = home.exec(&["First."]);
+    let second = home.exec(&["Second."]);
+    second.assert_clean(&provider);
+    assert_eq!((first.answer(), second.answer()), ("One.", "Two."));
+    let has_it: Vec<bool> =
+        provider.requests().iter().map(|request| request.body.get("stream_options").is_some()).collect();
+    assert_eq!(has_it, [true, false, false], "what helped once is done at once the next time");
+    home.wait_state("scripted", EndpointState::Running);
+}
