@@ -38,7 +38,13 @@ RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked --quiet
 
 step "dependencies"
 if cargo deny --version > /dev/null 2>&1; then
-  cargo deny --workspace check
+  cargo deny --workspace check --hide-inclusion-graph bans licenses sources
+  # The list of known weaknesses is on the network, everything else is here.
+  if cargo deny fetch db; then
+    cargo deny --workspace --offline check advisories
+  else
+    echo "skipped: the list of advisories cannot be fetched"
+  fi
 else
   echo "skipped: cargo-deny is not installed (cargo install cargo-deny)"
 fi

@@ -247,7 +247,7 @@ fn a_review() {
             "title": "[P1] The total is off by one",
             "body": "`sum` skips the first element.",
             "confidence_score": 0.9, "priority": 1,
-            "code_location": { "absolute_file_path": "/work/sum.py", "line_range": { "start": 1, "end": 2 } },
+            "code_location": { "absolute_file_path": "/project/sum.py", "line_range": { "start": 1, "end": 2 } },
         }],
         "overall_correctness": "patch is incorrect",
         "overall_explanation": "One bug.",

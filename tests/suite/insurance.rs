@@ -45,7 +45,9 @@ fn failures_before_the_answer_are_not_seen() {
     run.assert_clean(&provider);
     assert_eq!(run.answer(), "It ran once.");
     assert_eq!(home.read("work/ran.txt"), "ran\n");
-    assert_eq!(home.endpoint("scripted").counters.retries_total, 6, "{}", outline(&provider.requests()));
+    assert_eq!(provider.requests().len(), 8, "{}", outline(&provider.requests()));
+    // At least: a kept connection that the provider has closed costs an attempt the provider never sees.
+    assert!(home.endpoint("scripted").counters.retries_total >= 6);
 }
 
 #[test]
@@ -62,7 +64,10 @@ fn a_long_wait_is_shown_and_does_not_end_the_turn() {
 
 #[test]
 fn a_refused_parameter_is_left_out_and_remembered() {
-    let refusal = error("Unrecognized request argument supplied: stream_options", json!({ "param": "stream_options", "type": "invalid_request_error" }));
+    let refusal = error(
+        "Unrecognized request argument supplied: stream_options",
+        json!({ "param": "stream_options", "type": "invalid_request_error" }),
+    );
     let provider = FakeProvider::start(
         script()
             .turn(When::user("First."), [Step::status(400, &refusal)])

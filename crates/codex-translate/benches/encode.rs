@@ -89,6 +89,7 @@ fn benchmarks(criterion: &mut Criterion) {
     let target = Target {
         provider: "bench".into(),
         model: "bench".into(),
+        context_window: 0,
         images: true,
         chat,
         anthropic: codex_translate::anthropic::Profile::default(),

@@ -45,6 +45,7 @@ fn reply() -> Reply {
         seal_key: [7; 32],
         known_call_ids: HashSet::new(),
         show_reasoning: true,
+        compaction: false,
     };
     Reply::new(Box::new(Decoder::new(tools)), Framing::Sse, config)
 }

@@ -249,10 +249,19 @@ impl Checker {
                 text(action, "query")?;
                 "ws_"
             }
+            "compaction" => {
+                let sealed = text(item, "encrypted_content")?;
+                ensure!(
+                    is_done != sealed.is_empty(),
+                    "`encrypted_content` belongs in the finished item, and only there"
+                );
+                "cmp_"
+            }
             other => return Err(format!("`{other}` is no item that Codex knows")),
         };
         ensure!(text(item, "id")?.starts_with(prefix), "Codex keeps the id only with the prefix `{prefix}`");
-        ensure!(kind == "reasoning" || text(item, "status")? == status, "the item's status is not `{status}`");
+        let has_no_status = matches!(kind, "reasoning" | "compaction");
+        ensure!(has_no_status || text(item, "status")? == status, "the item's status is not `{status}`");
         Ok(())
     }
 
@@ -345,6 +354,11 @@ impl Checker {
         ensure!(
             response["output"] == Value::Array(self.transcript.items.clone()),
             "`output` is not the finished items"
+        );
+        let is_compaction = |item: &Value| item["type"] == "compaction";
+        ensure!(
+            self.transcript.items.len() == 1 || !self.transcript.items.iter().any(is_compaction),
+            "Codex wants a compacted history to be the only item"
         );
         let usage = response.get("usage").filter(|usage| !usage.is_null()).cloned();
         if let Some(usage) = &usage {

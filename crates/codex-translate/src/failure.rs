@@ -246,6 +246,11 @@ mod tests {
                 C::Overloaded,
             ),
             (503, json!({"error": {"code": 503, "message": "Loading model"}}), C::Server),
+            (
+                429,
+                json!({"error": {"message": "Limit on tokens per min. Reduce the length of the messages."}}),
+                C::RateLimit,
+            ),
             (413, json!({"error": {"message": "too large"}}), C::ContextLength),
             (422, json!({"message": "exceeded model token limit: 131072 (requested: 140000)"}), C::ContextLength),
             (

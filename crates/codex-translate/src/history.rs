@@ -14,10 +14,16 @@
 //! Nothing else moves, and nothing is copied.
 
 pub mod call_ids;
+mod compaction;
+mod edits;
+pub mod fit;
 pub(crate) mod stand_in;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ops::Range;
+
+pub(crate) use edits::Edits;
 
 use crate::json::Str;
 use crate::responses::request::{AgentMessage, Content, Item, Message, Reasoning, Role, ToolCall, ToolOutput};
@@ -81,30 +87,46 @@ impl<'r, 'a> History<'r, 'a> {
 
     /// The turns after the [`leading`](Self::leading) instructions.
     pub fn turns(&self) -> impl Iterator<Item = Turn<'_, 'a>> {
+        self.spans().map(|span| match &self.items[span.start] {
+            Item::Message(message) if message.role == Role::Developer => Turn::Developer(message),
+            Item::Message(message) if message.role == Role::User => Turn::User(message),
+            Item::AgentMessage(message) => Turn::Agent(message),
+            _ => Turn::Assistant(Assistant {
+                all: self.items,
+                items: &self.items[span.clone()],
+                results: &self.results[span],
+            }),
+        })
+    }
+
+    /// The items of each turn, those of the model with what stands between them. Results belong to their calls,
+    /// wherever they are.
+    fn spans(&self) -> impl Iterator<Item = Range<usize>> {
         let mut at = self.body();
         std::iter::from_fn(move || {
             while at < self.items.len() {
                 let start = at;
                 at += 1;
                 match &self.items[start] {
-                    Item::Message(message) => match message.role {
-                        Role::Developer => return Some(Turn::Developer(message)),
-                        Role::User => return Some(Turn::User(message)),
-                        Role::Assistant => {}
-                    },
-                    Item::AgentMessage(message) => return Some(Turn::Agent(message)),
-                    Item::Reasoning(_) | Item::ToolCall(_) => {}
+                    Item::Message(message) if message.role != Role::Assistant => {}
+                    Item::AgentMessage(_) => {}
+                    Item::Message(_) | Item::Reasoning(_) | Item::ToolCall(_) => {
+                        at += self.assistant_length(at, matches!(self.items[start], Item::ToolCall(_)));
+                    }
                     _ => continue,
                 }
-                at += self.assistant_length(at, matches!(self.items[start], Item::ToolCall(_)));
-                return Some(Turn::Assistant(Assistant {
-                    all: self.items,
-                    items: &self.items[start..at],
-                    results: &self.results[start..at],
-                }));
+                return Some(start..at);
             }
             None
         })
+    }
+
+    /// Index of the result of the call at `call`, if that is one and has a result.
+    fn result_of(&self, call: usize) -> Option<usize> {
+        let result = self.results[call] as usize;
+        let is_pair =
+            matches!((&self.items[call], self.items.get(result)), (Item::ToolCall(_), Some(Item::ToolOutput(_))));
+        is_pair.then_some(result)
     }
 
     /// Items from `at` on that still belong to the model's turn before them.

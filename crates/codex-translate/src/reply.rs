@@ -16,7 +16,7 @@ use crate::sealed::Origin;
 use crate::sse::{FRAME_BYTES_MAX, FrameTooLong};
 use crate::textcalls::TextCalls;
 use crate::tools::ToolTable;
-use crate::{Decode, DecodeError, Delta, Failure, FailureClass, Frame, Framing, Usage, json, ndjson, sse};
+use crate::{Decode, DecodeError, Delta, Failure, FailureClass, Frame, Framing, StopReason, Usage, json, ndjson, sse};
 
 /// What a reply needs from outside, so that it stays a pure function.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +45,9 @@ pub struct ReplyConfig {
     /// Show reasoning as summary text; otherwise only its state is carried. Codex asks for that with
     /// `reasoning.summary: "none"`.
     pub show_reasoning: bool,
+    /// The request asks for a compacted history ([`Request::is_compaction`](crate::Request::is_compaction)): the answer
+    /// is one `compaction` item with the sealed summary, and nothing else.
+    pub compaction: bool,
 }
 
 /// How the upstream's bytes came to an end.
@@ -366,14 +369,19 @@ impl Rest {
                 Delta::WebSearch { query } => self.emitter.web_search(&query, out),
                 Delta::Usage(usage) => self.emitter.set_usage(usage),
                 Delta::Stop(reason) => {
-                    if reason == crate::StopReason::Done && !self.emitter.has_answer() {
+                    let is_end = match reason {
+                        StopReason::Done => true,
+                        StopReason::Paused => self.emitter.wants_summary(),
+                        StopReason::Length | StopReason::ContentFilter => false,
+                    };
+                    if is_end && !self.emitter.has_answer() {
                         // Codex would take it for the end of the turn.
                         drop(rest);
                         self.fail(no_answer(), out);
                         return;
                     }
                     self.emitter.stop(reason, out);
-                    let is_incomplete = matches!(reason, crate::StopReason::Length | crate::StopReason::ContentFilter);
+                    let is_incomplete = matches!(reason, StopReason::Length | StopReason::ContentFilter);
                     self.outcome = Some(if is_incomplete { Outcome::Incomplete } else { Outcome::Completed });
                     return;
                 }

@@ -1,4 +1,4 @@
-//! Upstream state that Codex carries for us in `reasoning.encrypted_content`.
+//! State that Codex carries for us in the `encrypted_content` of `reasoning` and `compaction` items.
 //!
 //! Codex is stateless towards us and echoes that field byte for byte, so whatever an upstream wants back on the next
 //! turn travels there: `cxp1:` + base64url(tag + JSON). The tag (HMAC-SHA256) proves that we wrote it, so that a
@@ -42,6 +42,8 @@ pub enum Part {
     InlineThink(String),
     /// Anthropic's blocks of thinking, signed or redacted: a JSON array, as text.
     ThinkingBlocks(String),
+    /// The summary that a history was compacted to.
+    Summary(String),
     /// Extra fields of a tool call (Gemini's thought signatures), as JSON text.
     ToolExtra {
         /// The call it belongs to, by the id Codex knows.
@@ -94,6 +96,7 @@ enum Packed<'a> {
     ReasoningDetails { v: Cow<'a, str> },
     ThinkInline { text: Cow<'a, str> },
     Anthropic { blocks: Cow<'a, str> },
+    Summary { text: Cow<'a, str> },
     ToolExtra { call_id: Cow<'a, str>, extra_content: Cow<'a, str> },
     UpstreamId { call_id: Cow<'a, str>, id: Cow<'a, str> },
 }
@@ -169,7 +172,8 @@ impl Part {
             Self::ReasoningContent(text)
             | Self::ReasoningDetails(text)
             | Self::InlineThink(text)
-            | Self::ThinkingBlocks(text) => text.len(),
+            | Self::ThinkingBlocks(text)
+            | Self::Summary(text) => text.len(),
             Self::ToolExtra { call_id, extra_content } => call_id.len() + extra_content.len(),
             Self::UpstreamId { call_id, upstream_id } => call_id.len() + upstream_id.len(),
         }
@@ -183,6 +187,7 @@ impl<'a> From<&'a Part> for Packed<'a> {
             Part::ReasoningDetails(text) => Self::ReasoningDetails { v: text.into() },
             Part::InlineThink(text) => Self::ThinkInline { text: text.into() },
             Part::ThinkingBlocks(blocks) => Self::Anthropic { blocks: blocks.into() },
+            Part::Summary(text) => Self::Summary { text: text.into() },
             Part::ToolExtra { call_id, extra_content } => {
                 Self::ToolExtra { call_id: call_id.into(), extra_content: extra_content.into() }
             }
@@ -200,6 +205,7 @@ impl From<Packed<'_>> for Part {
             Packed::ReasoningDetails { v } => Self::ReasoningDetails(v.into_owned()),
             Packed::ThinkInline { text } => Self::InlineThink(text.into_owned()),
             Packed::Anthropic { blocks } => Self::ThinkingBlocks(blocks.into_owned()),
+            Packed::Summary { text } => Self::Summary(text.into_owned()),
             Packed::ToolExtra { call_id, extra_content } => {
                 Self::ToolExtra { call_id: call_id.into_owned(), extra_content: extra_content.into_owned() }
             }
@@ -226,6 +232,7 @@ mod tests {
             Part::ReasoningDetails(r#"[{"type":"reasoning.text","text":"a"}]"#.into()),
             Part::InlineThink("hm, ünïcode 🦀".into()),
             Part::ThinkingBlocks(r#"[{"type":"thinking","thinking":"a","signature":"S"}]"#.into()),
+            Part::Summary("what was \"done\"\n".into()),
             Part::ToolExtra { call_id: "call_1".into(), extra_content: r#"{"google":{}}"#.into() },
             Part::UpstreamId { call_id: "call_2".into(), upstream_id: "functions.x:0".into() },
         ]

@@ -258,6 +258,7 @@ mod tests {
     fn lines_and_fields() {
         check("data: a\n\ndata: b\n\n", &[("", "a"), ("", "b")]);
         check("data:a\r\n\r\ndata:b\r\rdata:c\n\n", &[("", "a"), ("", "b"), ("", "c")]);
+        check("event: e\r\ndata: one\r\ndata: two\r\n\r\n", &[("e", "one\ntwo")]);
         check("\u{feff}data: a\n\n\u{feff}data: b\n\n", &[("", "a")]);
         check("data:  two spaces\n\n", &[("", " two spaces")]);
         check("data: one\ndata: two\ndata:\n\n", &[("", "one\ntwo\n")]);

@@ -11,6 +11,9 @@ pub struct Target {
     pub provider: String,
     /// The upstream's name of the model.
     pub model: String,
+    /// The model's context window in tokens; 0 if it is not known. What does not fit into it is shortened, see
+    /// [`crate::history::fit`].
+    pub context_window: u64,
     /// Whether the model takes images; otherwise they become a note.
     pub images: bool,
     /// Chat Completions dialect.
@@ -30,10 +33,11 @@ impl Target {
 
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { provider, model, images, chat, anthropic, seal_key: _ } = self;
+        let Self { provider, model, context_window, images, chat, anthropic, seal_key: _ } = self;
         f.debug_struct("Target")
             .field("provider", provider)
             .field("model", model)
+            .field("context_window", context_window)
             .field("images", images)
             .field("chat", chat)
             .field("anthropic", anthropic)

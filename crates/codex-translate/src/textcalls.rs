@@ -546,6 +546,7 @@ mod tests {
             &[],
         );
         check_broken("<tool_call>look\n<arg_key>a</arg_key>\n<arg_value>rm -r");
+        check_broken("<tool_call>look\n<arg_key>a</arg_key><arg_value>rm</arg_value>\n");
         check_broken("<tool_call>{\"name\": \"look\", \"arguments\": {\"a\": ");
     }
 

@@ -214,7 +214,12 @@ pub const LOCAL_SHELL: &str = "local_shell";
 /// The tools a request offers, each once: those of `tools`, of `additional_tools` items, and those that an earlier
 /// tool search has found. A later definition replaces an earlier one of the same name, in its place, so that the
 /// order, and with it the upstream's prompt cache, stays as it is over a session.
+///
+/// Whoever is to write a summary is offered none.
 pub fn offered<'r, 'a>(request: &'r Request<'a>) -> Vec<&'r Definition<'a>> {
+    if request.is_compaction() {
+        return Vec::new();
+    }
     let all = request.tools.iter().chain(request.input.iter().flat_map(Item::tools));
     let mut offered: Vec<&Definition<'a>> = Vec::with_capacity(request.tools.len());
     let mut places = HashMap::with_capacity(request.tools.len());

@@ -42,7 +42,7 @@ const ORPHANED_MAX: Duration = Duration::from_mins(10);
 /// Time for the first conversation, before anything is served.
 const FIRST_CONTACT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a missing key is looked for.
-const KEY_RECHECK_INTERVAL: Duration = Duration::from_secs(5);
+const KEY_RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Time open streams get after a signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -176,8 +176,15 @@ impl Supervisor {
         let WakeParams { id, timeout_ms } = read(params)?;
         self.not_stopping()?;
         let Some(id) = id.or_else(|| self.services.default_endpoint.clone()) else {
-            let hint = "name one, or choose it with `codexctl endpoint default ID`".to_owned();
-            return Err(RpcError::new(code::NOT_FOUND, "there is no default endpoint", Some(hint)));
+            let (message, hint) = if self.plan.is_empty() {
+                (
+                    "there is no endpoint",
+                    "add one with `codexctl endpoint add --preset NAME`; `codexctl presets` lists them",
+                )
+            } else {
+                ("there is no default endpoint", "name one, or choose it with `codexctl endpoint default ID`")
+            };
+            return Err(RpcError::new(code::NOT_FOUND, message, Some(hint.to_owned())));
         };
         self.known(&id)?;
         Ok((id, now + Duration::from_millis(timeout_ms.min(WAKE_TIMEOUT_MS_MAX))))

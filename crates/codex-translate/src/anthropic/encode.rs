@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 
 use super::{Effort, Profile, Thinking};
 use crate::history::call_ids::{CallIds, Form};
-use crate::history::{Assistant, History, Piece, Turn, stand_in};
+use crate::history::{Assistant, Edits, History, Piece, Turn, stand_in};
 use crate::json::{self, Kind, Raw, Str};
 use crate::responses::request::{Content, Format, Item, Message, Part, Payload, Request, ToolOutput, ToolResult};
 use crate::sealed::{self, Opened, Origin};
@@ -73,7 +73,9 @@ fn body(request: &Request<'_>, target: &Target) -> Result<Vec<u8>, EncodeError> 
     let profile = &target.anthropic;
     let definitions = tools::offered(request);
     let table = ToolTable::from_definitions(&definitions);
-    let history = History::new(&request.input);
+    let edits = Edits::new(request, target, &definitions, profile.replay_thinking);
+    let items = edits.apply(&request.input);
+    let history = History::new(&items);
     let states: Vec<State> = history
         .turns()
         .filter_map(|turn| match turn {
@@ -555,10 +557,11 @@ impl State {
                     }
                 }
                 sealed::Part::UpstreamId { call_id, upstream_id } => self.upstream_ids.push((call_id, upstream_id)),
-                // Of other protocols that the provider speaks.
+                // Of other protocols that the provider speaks, or no reasoning.
                 sealed::Part::ReasoningContent(_)
                 | sealed::Part::ReasoningDetails(_)
                 | sealed::Part::InlineThink(_)
+                | sealed::Part::Summary(_)
                 | sealed::Part::ToolExtra { .. } => {}
             }
         }
@@ -668,6 +671,8 @@ fn can_think(history: &History<'_, '_>, states: &[State]) -> bool {
     let mut states = states.iter();
     let mut can_think = true;
     let mut begins = true;
+    // Whether the assistant's message that is open begins with a thought; turns with nothing between them are one message.
+    let mut open = None;
     for turn in history.turns() {
         let content = match turn {
             Turn::User(message) | Turn::Developer(message) => message.content,
@@ -678,16 +683,21 @@ fn can_think(history: &History<'_, '_>, states: &[State]) -> bool {
                 let thinks_first = matches!(spoken.next(), Some(Piece::Reasoning(_)))
                     && matches!(state.thoughts.first(), Some(Thought::Kept(_)));
                 if turn.calls().next().is_some() {
+                    let thinks_first = open.take().unwrap_or(thinks_first);
                     can_think &= !state.thoughts.contains(&Thought::Lost) && (thinks_first || !begins);
                     begins = false;
                 } else if turn.texts().any(|text| !text.is_blank()) {
+                    open.get_or_insert(thinks_first);
                     can_think = true;
                     begins = true;
                 }
                 continue;
             }
         };
-        begins |= content.parts().any(|part| !matches!(part, Part::Text(text) if text.is_blank()));
+        if content.parts().any(|part| !matches!(part, Part::Text(text) if text.is_blank())) {
+            begins = true;
+            open = None;
+        }
     }
     can_think
 }
@@ -700,8 +710,10 @@ fn write_tools(
     table: &ToolTable,
     is_thinking: bool,
 ) {
-    let searches =
-        profile.web_search && offer::wants_web_search(request.tools_list) && table.resolve(WEB_SEARCH_NAME).is_none();
+    let searches = profile.web_search
+        && !request.is_compaction()
+        && offer::wants_web_search(request.tools_list)
+        && table.resolve(WEB_SEARCH_NAME).is_none();
     if definitions.is_empty() && !searches {
         write_tools_of_the_past(out, request, profile);
         return;

@@ -14,6 +14,7 @@ fn target(thinking: Thinking) -> Target {
     Target {
         provider: "anthropic".into(),
         model: "claude-sonnet-4-6".into(),
+        context_window: 0,
         images: true,
         chat: crate::chat::Profile::default(),
         anthropic: Profile { thinking, cache: false, ..Profile::default() },
@@ -95,6 +96,7 @@ fn said_again(turns: &[Vec<Value>], thinking: Thinking, show_reasoning: bool) ->
             seal_key: target.seal_key,
             known_call_ids: asked.call_ids().map(str::to_owned).collect::<HashSet<_>>(),
             show_reasoning,
+            compaction: false,
         };
         let mut reply = Reply::new(Anthropic.decoder(&asked, &target), Framing::Sse, config);
         let mut out = Vec::new();

@@ -114,7 +114,7 @@ impl Decoder {
             self.template.learn(payload, only);
         }
         if let Some(choice) = chunk.choice {
-            self.choice(choice, out);
+            self.choice(&choice, out);
         }
         self.check_held(out);
         Ok(())
@@ -136,7 +136,7 @@ impl Decoder {
         }
     }
 
-    fn choice(&mut self, choice: Choice<'_>, out: &mut Vec<Delta>) {
+    fn choice(&mut self, choice: &Choice<'_>, out: &mut Vec<Delta>) {
         if let Some(delta) = choice.delta {
             self.said(delta, out);
         } else if let Some(message) = choice.message {

@@ -16,7 +16,7 @@ use crate::history::call_ids::{CallIds, Form};
 use crate::history::stand_in::{
     AUDIO_NOTE, DEVELOPER_LABEL, EMPTY_RESULT, IMAGE_NOTE, INVALID_ARGUMENTS, MISSING_RESULT, USER_FILLER, file_note,
 };
-use crate::history::{Assistant, History, Turn, stand_in};
+use crate::history::{Assistant, Edits, History, Turn, stand_in};
 use crate::json::{self, Kind, Str};
 use crate::responses::request::{Content, Format, Message, Part, Payload, Request, ToolOutput, ToolResult};
 use crate::sealed::{self, Opened, Origin};
@@ -67,7 +67,9 @@ fn body(
     json::write_string(&mut out, &target.model);
     out.extend_from_slice(br#","messages":["#);
 
-    let history = History::new(&request.input);
+    let edits = Edits::new(request, target, definitions, profile.replay != Replay::Never);
+    let items = edits.apply(&request.input);
+    let history = History::new(&items);
     let mut messages = Messages {
         out,
         profile,
@@ -527,8 +529,8 @@ impl State {
                     sealed::Part::UpstreamId { call_id, upstream_id } => {
                         state.upstream_ids.push((call_id, upstream_id));
                     }
-                    // Signed, and of use only where they can be given back as they are.
-                    sealed::Part::ThinkingBlocks(_) => {}
+                    // Signed, and of use only where they can be given back as they are; the other is no reasoning.
+                    sealed::Part::ThinkingBlocks(_) | sealed::Part::Summary(_) => {}
                 }
             }
         }

@@ -14,6 +14,21 @@ pub(crate) const MISSING_RESULT: &str = "[no result was recorded for this call]"
 pub(crate) const EMPTY_RESULT: &str = "[no output]";
 /// In place of an image for a model that takes none.
 pub(crate) const IMAGE_NOTE: &str = "[image omitted: this model does not take images]";
+/// In place of an image in an old result of a conversation that is too long.
+pub(crate) const IMAGE_LEFT_OUT_NOTE: &str = "[image left out: the conversation is longer than this model can read]";
+/// In place of turns of a conversation that is too long.
+pub(crate) const LEFT_OUT_NOTE: &str =
+    "[older parts of this conversation are left out here, since all of it is more than this model can read]";
+/// Before the summary of a history that was compacted.
+pub(crate) const SUMMARY_LABEL: &str =
+    "[summary of the conversation up to here; it replaces what was said and done before, go on from it]";
+/// Asks for that summary, where Codex leaves the words to its provider.
+pub(crate) const COMPACTION_INSTRUCTION: &str = "\
+Stop working here and write a handoff summary of this conversation. It will replace everything above for whoever goes \
+on with the work, so it must be enough to continue without asking. Say, in short sections: what the user wants, with \
+all constraints and preferences that were stated; what has been done, and what came of it; the present state, with \
+paths, names, commands and figures exact where they matter; decisions taken and why; what is left to do and the very \
+next step; what did not work. Leave out what no longer matters. Call no tools. Answer with the summary alone.";
 /// In place of an audio recording.
 pub(crate) const AUDIO_NOTE: &str = "[audio omitted: this model does not take audio]";
 /// Keeps the model from speaking first, or twice, where that is refused.

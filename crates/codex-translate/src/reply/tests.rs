@@ -8,8 +8,11 @@ use serde_json::{Value, json};
 use super::*;
 use crate::chat::decode::Decoder;
 use crate::checker::{self, Transcript};
+use crate::delta::ToolCall;
 use crate::sealed::{self, Opened, Part};
-use crate::{FailureClass, Request, anthropic};
+use crate::{FailureClass, Request, StopReason, anthropic};
+
+mod compaction;
 
 const SEAL_KEY: [u8; 32] = [7; 32];
 
@@ -30,6 +33,7 @@ fn config(tools: ToolTable) -> ReplyConfig {
         seal_key: SEAL_KEY,
         known_call_ids: HashSet::new(),
         show_reasoning: true,
+        compaction: false,
     }
 }
 
@@ -885,4 +889,119 @@ fn unreadable_frames_are_counted_and_the_rest_is_read() {
     let (out, summary) = run(reply(ToolTable::default()), [stream.as_bytes()], EndCause::Eof);
     assert_eq!(checked(&out).text, "a\u{fffd} b");
     assert_eq!((summary.unreadable_frames, summary.first_unreadable.as_deref()), (2, Some("{broken")));
+}
+
+#[test]
+fn a_broken_call_fails_the_answer_and_takes_the_whole_ones_with_it() {
+    let deltas = [
+        json!({"content": "I will."}),
+        call("id_look_aaaa", "look", r#"{"a":1}"#),
+        call("id_look_bbbb", "look", r#"{"a":"#),
+    ];
+    let tools = || ToolTable::from_names(&["look"]);
+    let (out, summary) = run(reply(tools()), [stream(&deltas, "tool_calls").as_bytes()], EndCause::Eof);
+    assert!(matches!(&summary.outcome, Outcome::Failed(failure) if failure.class == FailureClass::Truncated));
+    assert_eq!(checked(&out).calls().len(), 0);
+
+    // The output limit explains what is missing; what is there was meant.
+    let (out, summary) = run(reply(tools()), [stream(&deltas, "length").as_bytes()], EndCause::Eof);
+    assert_eq!((checked(&out).calls().len(), summary.outcome), (1, Outcome::Incomplete));
+}
+
+#[test]
+fn a_filtered_answer_makes_no_call() {
+    let deltas = [json!({"content": "I will."}), call("id_look_aaaa", "look", "{}")];
+    let (out, summary) =
+        run(reply(ToolTable::from_names(&["look"])), [stream(&deltas, "content_filter").as_bytes()], EndCause::Eof);
+    assert_eq!((checked(&out).calls().len(), summary.outcome), (0, Outcome::Incomplete));
+}
+
+#[test]
+fn a_message_that_repeats_what_was_said_is_said_once() {
+    let chunk = |message: Value| format!("data: {}\n\n", json!({"choices": [{"message": message}]}));
+    let stream = [
+        chunk(json!({"reasoning_content": "wh"})),
+        chunk(json!({"reasoning_content": "why", "content": "one"})),
+        chunk(json!({"reasoning_content": "why", "content": "one two"})),
+        stream(&[], "stop"),
+    ];
+    let (out, _) = run(reply(ToolTable::default()), [stream.concat().as_bytes()], EndCause::Eof);
+    let transcript = checked(&out);
+    assert_eq!((transcript.reasoning.as_str(), transcript.text.as_str()), ("why", "one two"));
+}
+
+#[test]
+fn nothing_of_a_failed_attempt_comes_out_of_the_next_one() {
+    let tools = ToolTable::from_names(&["look"]);
+    let mut reply = reply(tools.clone());
+    let mut out = Vec::new();
+    // Held back: white space, and the beginning of markup.
+    let first = stream(&[json!({"content": "\n <｜DSML｜invoke name=\"look\"></｜DSML｜invoke><｜"})], "error");
+    reply.feed(first.as_bytes(), &mut out);
+    assert_eq!((out.len(), reply.pending_failure().unwrap().class), (0, FailureClass::Server));
+    assert_eq!(reply.end_of_attempt(&mut out), None);
+
+    assert!(reply.restart(Box::new(Decoder::new(tools)), Framing::Sse, origin()));
+    reply.feed(stream(&[json!({"content": "answer"})], "stop").as_bytes(), &mut out);
+    assert_eq!(reply.end_of_attempt(&mut out).unwrap().outcome, Outcome::Completed);
+    let transcript = checked(&out);
+    assert_eq!((transcript.text.as_str(), transcript.calls().len()), ("answer", 0));
+}
+
+#[test]
+fn the_end_of_an_attempt_is_only_noted_while_nothing_is_visible() {
+    let mut reply = reply(ToolTable::default());
+    let mut out = Vec::new();
+    assert_eq!(reply.end_of_attempt(&mut out), None);
+    assert_eq!((out.len(), reply.pending_failure().unwrap().class), (0, FailureClass::Truncated));
+
+    assert!(reply.restart(Box::new(Decoder::new(ToolTable::default())), Framing::Sse, origin()));
+    reply.feed(b"data: {\"choices\":[{\"delta\":{\"content\":\"half\"}}]}\n\n", &mut out);
+    let summary = reply.end_of_attempt(&mut out).unwrap();
+    assert!(matches!(summary.outcome, Outcome::Failed(_)) && reply.progress().finished);
+    assert_eq!(checked(&out).text, "half");
+}
+
+// ---- the emitter by itself, for what no decoder of ours says
+
+#[test]
+fn state_without_reasoning_waits_for_its_place() {
+    let mut emitter = Emitter::new(config(ToolTable::default()));
+    let mut out = Vec::new();
+    emitter.opaque(Part::ReasoningContent("state".into()));
+    emitter.notice("waiting", &mut out);
+    assert!(!emitter.is_visible());
+    emitter.text("answer", &mut out);
+    emitter.stop(StopReason::Done, &mut out);
+    let items = checked(&out).items;
+    assert_eq!(items[0]["encrypted_content"], Value::Null);
+    assert!(items[1]["encrypted_content"].is_string() && items[1]["summary"] == json!([]));
+    assert_eq!(items[2]["type"], "message");
+}
+
+#[test]
+fn white_space_does_not_jump_over_a_call_and_zeros_are_no_usage() {
+    let mut emitter = Emitter::new(config(ToolTable::from_names(&["look"])));
+    let mut out = Vec::new();
+    emitter.text("\n", &mut out);
+    let call = ToolCall { upstream_id: None, name: "look".into(), arguments: "{}".into(), extra_content: None };
+    emitter.calls(&[call], &mut out);
+    emitter.text("after", &mut out);
+    emitter.set_usage(Usage::default());
+    emitter.stop(StopReason::Done, &mut out);
+    let transcript = checked(&out);
+    assert_eq!(transcript.text, "after");
+    assert_eq!(transcript.terminal.unwrap().usage, None);
+}
+
+#[test]
+fn a_pause_asks_codex_to_go_on_and_a_search_is_shown() {
+    let mut emitter = Emitter::new(config(ToolTable::default()));
+    let mut out = Vec::new();
+    emitter.web_search("rust sse", &mut out);
+    emitter.stop(StopReason::Paused, &mut out);
+    emitter.stop(StopReason::Done, &mut out);
+    let text = String::from_utf8(out.clone()).unwrap();
+    assert!(text.contains("\"end_turn\":false"));
+    assert_eq!(checked(&out).items[0]["action"], json!({"type": "search", "query": "rust sse"}));
 }

@@ -14,6 +14,9 @@
 //! and an item that is open when the answer fails is left open: Codex drops it and asks again, instead of keeping half
 //! an answer as if it were one.
 //!
+//! Where a compacted history is asked for, text is only collected, and becomes the one item of the answer when all of it
+//! is there; nothing else is an item then.
+//!
 //! Everything that goes out is a function of the deltas and of [`ReplyConfig`].
 
 use std::time::Duration;
@@ -22,6 +25,7 @@ use serde_json::{Map, Value, json};
 
 use super::event::{self, DeltaTemplate, Item, Object};
 use crate::delta::{StopReason, ToolCall, Usage};
+use crate::history::fit;
 use crate::json;
 use crate::reply::ReplyConfig;
 use crate::sealed::{self, Origin, Part};
@@ -54,6 +58,10 @@ const ID_CHARS_MAX: usize = 32;
 /// The tool whose free text is a patch.
 const APPLY_PATCH: &str = "apply_patch";
 
+/// Most characters of a summary that replaces a history. It is sent with each request from then on, and ten thousand
+/// tokens are more than one that is worth its name has; sealed it stays well below what [`sealed::seal`] takes.
+const SUMMARY_CHARS_MAX: usize = 50_000;
+
 /// Writes one Responses stream.
 #[derive(Debug)]
 pub struct Emitter {
@@ -71,6 +79,8 @@ pub struct Emitter {
     held_space: String,
     /// Upstream state that no item has taken yet.
     parts: Vec<Part>,
+    /// The summary so far, where one is asked for in place of an answer.
+    summary: Option<String>,
     usage: Option<Usage>,
     answer_bytes: usize,
     stage: Stage,
@@ -111,6 +121,7 @@ impl Emitter {
         let bare = config.seed.response_id.strip_prefix("resp_").unwrap_or(&config.seed.response_id);
         let stem: String = bare.chars().filter(is_id).collect();
         let id_stem = stem[stem.len().saturating_sub(ID_CHARS_MAX)..].to_owned();
+        let summary = config.compaction.then(String::new);
         Self {
             config,
             id_stem,
@@ -121,6 +132,7 @@ impl Emitter {
             open: Open::None,
             held_space: String::new(),
             parts: Vec::new(),
+            summary,
             usage: None,
             answer_bytes: 0,
             stage: Stage::Nothing,
@@ -138,9 +150,17 @@ impl Emitter {
         self.is_over
     }
 
-    /// Whether there is something to go on from: a text, a call or a search.
+    /// Whether there is something to go on from: a text, a call or a search, or a summary where that is asked for.
     pub fn has_answer(&self) -> bool {
-        self.stage == Stage::Answer
+        match &self.summary {
+            Some(summary) => !summary.trim_ascii().is_empty(),
+            None => self.stage == Stage::Answer,
+        }
+    }
+
+    /// Whether a summary is asked for, and nothing else.
+    pub fn wants_summary(&self) -> bool {
+        self.summary.is_some()
     }
 
     /// Whether the answer has reached [`ANSWER_BYTES_MAX`].
@@ -163,6 +183,10 @@ impl Emitter {
         self.config.origin = origin;
         self.held_space.clear();
         self.parts.clear();
+        if let Some(summary) = &mut self.summary {
+            self.answer_bytes -= summary.len();
+            summary.clear();
+        }
         self.usage = None;
     }
 
@@ -192,6 +216,11 @@ impl Emitter {
         if self.is_over || self.is_visible() || text.is_empty() {
             return;
         }
+        if self.summary.is_some() {
+            // There may be no item but one.
+            self.keepalive(out);
+            return;
+        }
         // State that waits for an item of the answer is not for this one.
         let parts = std::mem::take(&mut self.parts);
         self.open_reasoning(out);
@@ -202,6 +231,11 @@ impl Emitter {
 
     /// Adds visible text.
     pub fn text(&mut self, text: &str, out: &mut Vec<u8>) {
+        if let Some(summary) = &mut self.summary {
+            summary.push_str(text);
+            self.answer_bytes += text.len();
+            return;
+        }
         // State that came after the text before has its place between the two.
         if !matches!(self.open, Open::Message { .. }) || !self.parts.is_empty() {
             if self.holds_space(text) {
@@ -218,7 +252,7 @@ impl Emitter {
 
     /// Adds readable reasoning.
     pub fn reasoning(&mut self, text: &str, out: &mut Vec<u8>) {
-        if !self.config.show_reasoning {
+        if !self.config.show_reasoning || self.summary.is_some() {
             return;
         }
         if !matches!(self.open, Open::Reasoning { .. }) {
@@ -234,11 +268,17 @@ impl Emitter {
 
     /// Adds upstream state to the reasoning item that is open, or to the next one.
     pub fn opaque(&mut self, part: Part) {
-        self.parts.push(part);
+        if self.summary.is_none() {
+            self.parts.push(part);
+        }
     }
 
     /// Writes whole calls that belong together.
     pub fn calls(&mut self, calls: &[ToolCall], out: &mut Vec<u8>) {
+        if self.summary.is_some() {
+            // No tool was offered.
+            return;
+        }
         let call_ids: Vec<String> = calls.iter().map(|call| self.call_id(call)).collect();
         for (call, call_id) in calls.iter().zip(&call_ids) {
             if let Some(upstream_id) = call.upstream_id.as_ref().filter(|id| *id != call_id) {
@@ -257,6 +297,9 @@ impl Emitter {
 
     /// Shows a search that the provider ran.
     pub fn web_search(&mut self, query: &str, out: &mut Vec<u8>) {
+        if self.summary.is_some() {
+            return;
+        }
         self.close(out);
         self.begin_answer(out);
         let id = self.item_id("ws");
@@ -268,11 +311,17 @@ impl Emitter {
         if self.is_over {
             return;
         }
-        self.close(out);
+        let summary = self.summary.take();
+        let is_paused = reason == StopReason::Paused && summary.is_none();
+        match (summary, reason) {
+            (None, _) => self.close(out),
+            (Some(summary), StopReason::Done | StopReason::Paused) => self.compaction(summary, out),
+            // Half a summary would be taken for the whole history.
+            (Some(_), StopReason::Length | StopReason::ContentFilter) => {}
+        }
         let terminal = match reason {
-            StopReason::Done => Terminal::Completed { is_paused: false },
-            // Codex asks again at once, which is what the provider expects.
-            StopReason::Paused => Terminal::Completed { is_paused: true },
+            // Codex asks again at once after a pause, which is what the provider expects.
+            StopReason::Done | StopReason::Paused => Terminal::Completed { is_paused },
             StopReason::Length => Terminal::Incomplete { reason: "max_output_tokens" },
             StopReason::ContentFilter => Terminal::Incomplete { reason: "content_filter" },
         };
@@ -289,6 +338,15 @@ impl Emitter {
             class => class.responses_code(),
         };
         self.terminal(&Terminal::Failed { code, message: &shown_message(failure) }, out);
+    }
+
+    /// Writes the item that stands for a compacted history from now on.
+    fn compaction(&mut self, summary: String, out: &mut Vec<u8>) {
+        self.begin_answer(out);
+        let summary = fit::cut(&summary, SUMMARY_CHARS_MAX).unwrap_or(summary);
+        let sealed = sealed::seal(&self.config.seal_key, &self.config.origin, &[Part::Summary(summary)]);
+        let id = self.item_id("cmp");
+        self.whole_item(&Item::Compaction { id: &id, encrypted_content: &sealed }, out, |_, _| {});
     }
 
     fn call(&mut self, call: &ToolCall, call_id: &str, out: &mut Vec<u8>) {

@@ -134,6 +134,10 @@ pub(super) enum Item<'i> {
         id: &'i str,
         query: &'i str,
     },
+    Compaction {
+        id: &'i str,
+        encrypted_content: &'i str,
+    },
 }
 
 impl Item<'_> {
@@ -199,6 +203,11 @@ impl Item<'_> {
                     action.string("type", "search");
                     action.string("query", query);
                 });
+            }
+            Self::Compaction { id, encrypted_content } => {
+                item.string("type", "compaction");
+                item.string("id", id);
+                item.string("encrypted_content", if is_done { encrypted_content } else { "" });
             }
         });
     }

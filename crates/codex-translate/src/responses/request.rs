@@ -359,6 +359,11 @@ impl<'a> Request<'a> {
         Ok(request)
     }
 
+    /// Whether the answer is to be a compacted history, and nothing else.
+    pub fn is_compaction(&self) -> bool {
+        matches!(self.input.last(), Some(Item::CompactionTrigger))
+    }
+
     /// The ids of all calls in the history, in order; an id may come twice.
     pub fn call_ids(&self) -> impl Iterator<Item = &str> {
         self.input.iter().filter_map(|item| match item {

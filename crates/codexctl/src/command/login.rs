@@ -2,9 +2,9 @@
 
 use codex_control::credentials;
 use codex_control::endpoint::CredentialSource;
-use codex_control::rpc::{EndpointDetail, EndpointParams};
+use codex_control::rpc::{EndpointDetail, EndpointParams, EndpointState};
 use codex_control::tables::Tables;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::client::CALL_TIMEOUT;
 use crate::failure::Failure;
@@ -48,6 +48,12 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
     let key = arguments.key.read(ctx, &Question { provider: &detail.status.name, usual_variable })?;
     credentials::store(&ctx.paths, id, key.expose()).map_err(|error| Failure::from_error(&error))?;
     drop(key);
+    if !matches!(detail.status.state, EndpointState::Stopped | EndpointState::Disabled) {
+        // The new worker reads the new key; running answers end on the old one.
+        let restarted: Result<Value, _> =
+            client.call("endpoint.restart", EndpointParams { id: id.clone() }, CALL_TIMEOUT);
+        restarted.map_err(Failure::from)?;
+    }
     let models_are_listed = detail.endpoint.is_some_and(|endpoint| !endpoint.models.is_empty());
     let (_, probe) = probe::probe(ctx, &mut client, id, models_are_listed);
     let path = ctx.paths.credential(id);

@@ -288,6 +288,8 @@ fn a_call_that_was_cut_is_never_given_out() {
         check(&with(reason), &["text \"so\"", "usage 3+5", problem]);
     }
     check(&with("refusal"), &["text \"so\"", "usage 3+5", "ContentFilter"]);
+    // What the provider stopped for its content is not run, whole or not.
+    check(&[tool(0, "t1"), input(0, "{\"a\":1}"), stop(0), ends("refusal"), over()], &["ContentFilter"]);
 
     // At the output limit a block may be closed before its first piece; one that was followed by another was whole.
     check(&[tool(0, "t1"), stop(0), ends("max_tokens"), over()], &["Length"]);
@@ -375,6 +377,11 @@ fn blocks_need_not_be_opened_or_closed_or_counted_well() {
         &["text \"a\"", "text \"b\"", r#"call t1 run {"a":1}"#],
     );
     check_in(&[input(0, "{\"a\":1}"), sign(0, "S"), stop(0)], &[]);
+    // Input for a block that takes none is for the newest one that does.
+    check_in(
+        &[start(0, &json!({"type": "text", "text": "a"})), tool(1, "t1"), input(0, "{\"a\":1}"), stop(1)],
+        &["text \"a\"", r#"call t1 run {"a":1}"#],
+    );
 }
 
 #[test]
@@ -442,6 +449,7 @@ fn every_stop_reason() {
     };
     check(&twice("max_tokens", Value::Null), &["text \"a\"", "usage 3+5", "Length"]);
     check(&twice("end_turn", json!("max_tokens")), &["text \"a\"", "usage 3+5", "Length"]);
+    check(&twice("max_tokens", json!("end_turn")), &["text \"a\"", "usage 3+5", "Length"]);
     // Without a `message_stop` the reason is enough; without a reason the `message_stop`.
     check(&[text(0, "a"), ends("end_turn")], &["text \"a\"", "Done"]);
     check(&[text(0, "a"), over()], &["text \"a\"", "Done"]);

@@ -20,6 +20,7 @@ fn target(anthropic: Profile) -> Target {
     Target {
         provider: "anthropic".into(),
         model: "claude-sonnet-4-6".into(),
+        context_window: 0,
         images: true,
         chat: chat::Profile::default(),
         anthropic,
@@ -715,6 +716,10 @@ fn a_loop_that_lost_its_thoughts_goes_on_without_and_the_next_one_with() {
         (json!([user("q"), assistant("text first"), thought("t"), call("c"), output("c")]), false),
         (json!([user("q"), assistant(" "), thought("t"), call("c"), output("c")]), true),
         (json!([user("q"), foreign("t"), call("c"), output("c"), thought("u"), call("d"), output("d")]), false),
+        // What has nothing between it is one message, which has to begin with the thought.
+        (json!([user("q"), assistant("text"), user(" "), thought("t"), call("c"), output("c")]), false),
+        (json!([user("q"), thought("t"), assistant("text"), user(" "), call("c"), output("c")]), true),
+        (json!([user("q"), assistant("text"), user("r"), thought("t"), call("c"), output("c")]), true),
         // Models that do not think between calls begin a loop with a thought, and that is all.
         (json!([user("q"), thought("t"), call("c"), output("c"), call("d"), output("d")]), true),
         (json!([user("q"), thought("t"), call("c"), output("c"), foreign("u"), call("d"), output("d")]), false),

@@ -19,6 +19,7 @@ fn target(chat: Profile) -> Target {
     Target {
         provider: "zai".into(),
         model: "glm-4.7".into(),
+        context_window: 0,
         images: true,
         chat,
         anthropic: crate::anthropic::Profile::default(),
