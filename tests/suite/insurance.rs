@@ -2,7 +2,7 @@
 
 use codex_control::rpc::EndpointState;
 use e2e::home::{PROVIDER_KEY, SandboxHome};
-use e2e::provider::{FakeProvider, Script, Step, When, outline};
+use e2e::provider::{FakeProvider, Script, Step, When, message_text, outline};
 use serde_json::{Value, json};
 
 fn script() -> Script {
@@ -83,4 +83,34 @@ fn a_refused_parameter_is_left_out_and_remembered() {
         provider.requests().iter().map(|request| request.body.get("stream_options").is_some()).collect();
     assert_eq!(has_it, [true, false, false], "what helped once is done at once the next time");
     home.wait_state("scripted", EndpointState::Running);
+}
+
+#[test]
+fn a_conversation_that_is_too_long_for_the_provider_is_shortened_once() {
+    let refusal = error(
+        "This model's maximum context length is 1000 tokens",
+        json!({ "code": "context_length_exceeded", "type": "invalid_request_error" }),
+    );
+    let provider = FakeProvider::start(
+        script()
+            .turn(When::user("And now?"), [Step::status(400, &refusal)])
+            .turn(When::user("And now?"), [Step::text("Shorter.")]),
+    );
+    let home = SandboxHome::with_provider(&provider);
+    let mut input = vec![json!({ "type": "message", "role": "user", "content": "Read all files." })];
+    for n in 0..20 {
+        let id = format!("call_of_file_{n}");
+        let arguments = json!({ "cmd": format!("cat {n}") }).to_string();
+        input.push(json!({ "type": "function_call", "call_id": id, "name": "exec_command", "arguments": arguments }));
+        input.push(json!({ "type": "function_call_output", "call_id": id, "output": "line of a file\n".repeat(700) }));
+    }
+    input.push(json!({ "type": "message", "role": "user", "content": "And now?" }));
+    let tools = json!([{ "type": "function", "name": "exec_command", "description": "runs", "strict": false, "parameters": { "type": "object", "properties": { "cmd": { "type": "string" } } } }]);
+    let body = json!({ "model": "scripted", "stream": true, "input": input, "tools": tools }).to_string();
+    let answer = home.post_responses("scripted", body.as_bytes());
+    assert_eq!(answer.status, 200);
+    assert!(answer.text().contains("Shorter."), "{}", answer.text());
+    let sizes: Vec<usize> = provider.requests().iter().map(|request| request.body.to_string().len()).collect();
+    assert!(sizes[1] < sizes[0] * 4 / 5, "{sizes:?}");
+    assert_eq!(message_text(provider.requests()[1].messages().last().unwrap()), "And now?");
 }

@@ -19,6 +19,7 @@ use codex_control::tables::Protocol as WireProtocol;
 use codex_control::{Secret, redact};
 use codex_translate::anthropic::Anthropic;
 use codex_translate::chat::Chat;
+use codex_translate::history::fit;
 use codex_translate::native::Sniffer;
 use codex_translate::reply::{Outcome, ReplyConfig};
 use codex_translate::tools::ToolTable;
@@ -364,14 +365,16 @@ impl<'r, 'a> Plan<'r, 'a> {
         target::repair(&mut self.target, protocol, repair) && self.encode_again()
     }
 
-    /// Writes the call for a changed target; `false` if that cannot be done.
+    /// Writes the call for a changed target; `false` if that cannot be done or gives the same call.
     fn encode_again(&mut self) -> bool {
         let Some(Ok(mut call)) = self.protocol.map(|protocol| protocol.encode(self.request, &self.target)) else {
             return false;
         };
-        self.body = Bytes::from(std::mem::take(&mut call.body));
+        let body = Bytes::from(std::mem::take(&mut call.body));
+        let is_changed = body != self.body;
+        self.body = body;
         self.call = call;
-        true
+        is_changed
     }
 
     fn reply(&self, account: &Account) -> Reply {
@@ -444,6 +447,7 @@ async fn attempts(
     let mut key_was_renewed = false;
     let mut repaired: Option<(Repair, String)> = None;
     let mut n_repairs = 0;
+    let mut was_shortened = false;
     loop {
         let key = worker.credential.get().await.map_err(|error| {
             let problem = error.problem(worker.credential.source());
@@ -475,6 +479,14 @@ async fn attempts(
             n_repairs += 1;
             repaired = Some((repair.clone(), redact::redact(&failure.message).into_owned()));
             continue;
+        }
+        if failure.class == FailureClass::ContextLength && !std::mem::replace(&mut was_shortened, true) {
+            // Outside of a compaction Codex would end the turn here. Our estimate was too low for this model: leave
+            // more of the old history out, once.
+            plan.target.context_window = fit::estimated_tokens(plan.request) / 4 * 3;
+            if plan.encode_again() {
+                continue;
+            }
         }
         if failure.class == FailureClass::InvalidRequest && uses_learned {
             // What was learned may be what is refused now: try once as if nothing had been.
