@@ -694,7 +694,12 @@ fn can_think(history: &History<'_, '_>, states: &[State]) -> bool {
                 continue;
             }
         };
-        if content.parts().any(|part| !matches!(part, Part::Text(text) if text.is_blank())) {
+        let is_silent = |part: Part<'_>| match part {
+            Part::Text(text) => text.is_blank(),
+            Part::Unknown(_) => true,
+            Part::Image { .. } | Part::File { .. } | Part::Audio => false,
+        };
+        if !content.parts().all(is_silent) {
             begins = true;
             open = None;
         }

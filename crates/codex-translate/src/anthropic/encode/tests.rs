@@ -1156,6 +1156,7 @@ fn any_item() -> impl Strategy<Value = Value> {
             SealedPart::UpstreamId { call_id: id.into(), upstream_id: upstream.into() },
         ])),
         text().prop_map(|text| json!({"type": "agent_message", "content": [{"type": "encrypted_content", "encrypted_content": text}]})),
+        Just(json!({"type": "message", "role": "user", "content": [{"type": "input_hologram"}]})),
         Just(json!({"type": "compaction", "encrypted_content": "x"})),
         Just(json!({"type": "unheard_of"})),
     ]
