@@ -71,14 +71,23 @@ impl SandboxHome {
 
     /// Starts `codex exec --json` on the endpoint `scripted`.
     pub fn start_exec(&self, arguments: &[&str]) -> Running {
+        self.start_exec_at("scripted", arguments)
+    }
+
+    fn start_exec_at(&self, endpoint: &str, arguments: &[&str]) -> Running {
         let mut all = vec!["exec", "--json", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"];
         all.extend(arguments);
-        self.spawn(self.launch_command("scripted", &all))
+        self.spawn(self.launch_command(endpoint, &all))
     }
 
     /// Runs `codex exec --json` on the endpoint `scripted`.
     pub fn exec(&self, arguments: &[&str]) -> Run {
         Run::finish(self.start_exec(arguments))
+    }
+
+    /// Runs `codex exec --json` on any endpoint.
+    pub fn exec_at(&self, endpoint: &str, arguments: &[&str]) -> Run {
+        Run::finish(self.start_exec_at(endpoint, arguments))
     }
 }
 

@@ -22,6 +22,7 @@ use codex_control::environment::{self, Environment};
 use codex_control::paths::Paths;
 use codex_control::process::Process;
 use codex_control::rpc::{self, DaemonStatus, EndpointState, EndpointStatus, RpcError};
+use codex_control::tables::Protocol;
 use codex_control::{EndpointId, token};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -174,7 +175,7 @@ impl SandboxHome {
     /// The same, with further lines for the endpoint and further sections for the file.
     pub fn with_provider_and(provider: &FakeProvider, endpoint: &str, sections: &str) -> Self {
         let home = Self::new();
-        home.write_settings(&format!("{}{endpoint}\n{sections}", scripted_endpoint(&provider.base_url())));
+        home.write_settings(&format!("{}{endpoint}\n{sections}", endpoint_of("scripted", provider)));
         home.store_key("scripted", PROVIDER_KEY);
         home.start();
         home.wait_state("scripted", EndpointState::Running);
@@ -490,10 +491,24 @@ plugins = false
 apps = false
 ";
 
-/// The section of an endpoint `scripted` at `base_url`, without quirks; lines for it can follow.
+/// The section of an endpoint `scripted` for Chat Completions at `base_url`, without quirks; lines for it can follow.
 pub fn scripted_endpoint(base_url: &str) -> String {
+    section("scripted", Protocol::ChatCompletions, base_url)
+}
+
+/// The section of an endpoint at `provider`, in its protocol; lines for it can follow.
+pub fn endpoint_of(id: &str, provider: &FakeProvider) -> String {
+    section(id, provider.protocol(), &provider.base_url())
+}
+
+fn section(id: &str, protocol: Protocol, base_url: &str) -> String {
+    let auth = match protocol {
+        Protocol::AnthropicMessages => "auth = { kind = \"x-api-key\" }\n",
+        Protocol::ChatCompletions | Protocol::Responses => "",
+    };
+    let protocol = protocol.name();
     format!(
-        "[[endpoint]]\nid = \"scripted\"\nprotocol = \"chat-completions\"\nbase_url = \"{base_url}\"\ndefault_model = \"scripted\"\n"
+        "[[endpoint]]\nid = \"{id}\"\nprotocol = \"{protocol}\"\nbase_url = \"{base_url}\"\ndefault_model = \"scripted\"\n{auth}"
     )
 }
 
@@ -543,21 +558,17 @@ pub fn binaries() -> &'static Path {
 }
 
 fn build(folder: &Path) {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace()).args([
-        "build",
-        "--quiet",
-        "--package",
-        "codex-worker",
-        "--package",
-        "codex-supervisor",
-    ]);
-    cargo.args(["--package", "codexctl", "--package", "e2e", "--bins"]);
-    if folder.ends_with("release") {
-        cargo.arg("--release");
+    // Apart from each other: what the tests ask of the product's libraries does not belong into the product.
+    for packages in [&["codex-worker", "codex-supervisor", "codexctl"][..], &["e2e"]] {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.current_dir(workspace()).args(["build", "--quiet", "--bins"]);
+        cargo.args(packages.iter().flat_map(|package| ["--package", package]));
+        if folder.ends_with("release") {
+            cargo.arg("--release");
+        }
+        let status = cargo.status().expect("cargo can be run");
+        assert!(status.success(), "the programs under test do not build");
     }
-    let status = cargo.status().expect("cargo can be run");
-    assert!(status.success(), "the programs under test do not build");
 }
 
 /// A program under test.

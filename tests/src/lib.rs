@@ -10,7 +10,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`home`] | a throw-away home: settings, processes, and the proof that nothing of them is left |
-//! | [`provider`] | a Chat Completions provider that follows a script and refuses malformed requests |
+//! | [`provider`] | a provider of any wire protocol that follows a script and refuses malformed requests |
 //! | [`codex`] | runs the pinned Codex CLI and reads what it did |
 //! | [`http`] | a plain blocking HTTP client, to say wrong things on purpose |
 //! | [`leftovers`] | finds processes by the home they were started in |

@@ -1,4 +1,4 @@
-//! A Chat Completions provider that follows a script.
+//! A provider that follows a script, in any of the wire protocols.
 //!
 //! A real TCP server: it reads real requests, checks them as the strictest provider would ([`validate`]) and answers a
 //! malformed one with 400 and the reason, keeps everything it was sent, and writes its answers in odd pieces
@@ -6,7 +6,10 @@
 
 pub mod script;
 mod serve;
+mod speak;
+mod thoughts;
 pub mod validate;
+mod view;
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -14,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use codex_control::tables::Protocol;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
@@ -39,6 +43,8 @@ pub struct Received {
     pub headers: Vec<(String, String)>,
     /// The body; null when it is no JSON.
     pub body: Value,
+    /// The body in the shape of Chat Completions, whatever the protocol; a tool of a namespace is `NAMESPACE/NAME`.
+    pub view: Value,
     /// Size of the body.
     pub body_bytes: usize,
     /// Index of the turn that answered it.
@@ -76,6 +82,7 @@ struct State {
     models_asked: usize,
     connections: usize,
     calls: usize,
+    thoughts: thoughts::Ledger,
     held: HashSet<String>,
     open_gates: HashSet<String>,
 }
@@ -126,6 +133,11 @@ impl FakeProvider {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What it speaks.
+    pub fn protocol(&self) -> Protocol {
+        self.shared.script.protocol
     }
 
     /// What a person would put into `base_url`.
@@ -210,7 +222,7 @@ impl Drop for FakeProvider {
 impl Received {
     /// The messages.
     pub fn messages(&self) -> &[Value] {
-        self.body["messages"].as_array().map(Vec::as_slice).unwrap_or_default()
+        self.view["messages"].as_array().map(Vec::as_slice).unwrap_or_default()
     }
 
     /// The last message.
@@ -240,7 +252,7 @@ impl Received {
 
     /// Names of the offered functions.
     pub fn tool_names(&self) -> Vec<&str> {
-        let tools = self.body["tools"].as_array().into_iter().flatten();
+        let tools = self.view["tools"].as_array().into_iter().flatten();
         tools.filter_map(|tool| tool["function"]["name"].as_str()).collect()
     }
 

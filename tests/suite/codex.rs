@@ -1,21 +1,56 @@
-//! The real Codex CLI does each kind of work. Every test asserts the effect (on disk, or in the final answer) and what
-//! the provider received.
+//! The real Codex CLI does each kind of work, through each wire protocol. Every test asserts the effect (on disk, or in
+//! the final answer) and what the provider received.
+
+#![expect(clippy::unwrap_used, reason = "these functions are the bodies of tests")]
 
 use std::fs;
 
 use base64::Engine as _;
+use codex_control::tables::Protocol;
 use e2e::home::{PROVIDER_KEY, SandboxHome, binary};
 use e2e::provider::{Call, FakeProvider, Script, Step, When, message_text, outline};
 use serde_json::{Value, json};
 
-fn script() -> Script {
-    Script::new().key(PROVIDER_KEY)
+/// Makes of each function a test for each protocol. It is given an empty script that speaks it.
+macro_rules! for_each_protocol {
+    ($($work:ident),* $(,)?) => {
+        for_each_protocol!(@ chat_completions, Script::new, $($work),*);
+        for_each_protocol!(@ anthropic_messages, Script::anthropic, $($work),*);
+        for_each_protocol!(@ native_responses, Script::responses, $($work),*);
+    };
+    (@ $protocol:ident, $script:path, $($work:ident),*) => {
+        mod $protocol {
+            use e2e::home::PROVIDER_KEY;
+            use e2e::provider::Script;
+
+            $(
+                #[test]
+                fn $work() {
+                    super::$work($script().key(PROVIDER_KEY));
+                }
+            )*
+        }
+    };
 }
 
-#[test]
-fn plain_text() {
+for_each_protocol![
+    plain_text,
+    a_shell_call,
+    two_parallel_calls,
+    a_freeform_patch,
+    an_mcp_tool,
+    an_image,
+    reasoning_is_shown_and_replayed,
+    automatic_compaction,
+    resuming_the_last_session,
+    an_output_schema,
+    a_review,
+    a_sub_agent,
+];
+
+fn plain_text(script: Script) {
     let answer = "Hello! Umlauts äöü, a crab 🦀, \"quotes\" and a\nsecond line.";
-    let provider = FakeProvider::start(script().turn(When::user("Say hello."), [Step::text(answer)]));
+    let provider = FakeProvider::start(script.turn(When::user("Say hello."), [Step::text(answer)]));
     let home = SandboxHome::with_provider(&provider);
     let run = home.exec(&["Say hello."]);
     run.assert_clean(&provider);
@@ -42,15 +77,18 @@ fn plain_text() {
     // The token between Codex and us, and the key of ours, each stay on their side.
     let everything = format!("{:?}{}", request.headers, request.body);
     assert!(!everything.contains(&home.token("scripted")));
-    assert_eq!(request.header("authorization"), Some(format!("Bearer {PROVIDER_KEY}").as_str()));
+    let (name, key) = match provider.protocol() {
+        Protocol::AnthropicMessages => ("x-api-key", PROVIDER_KEY.to_owned()),
+        Protocol::ChatCompletions | Protocol::Responses => ("authorization", format!("Bearer {PROVIDER_KEY}")),
+    };
+    assert_eq!(request.header(name), Some(key.as_str()));
     let usage = run.events.iter().find(|event| event["type"] == "turn.completed").unwrap();
     assert!(usage["usage"]["input_tokens"].as_u64() > Some(0), "{usage}");
 }
 
-#[test]
-fn a_shell_call() {
+fn a_shell_call(script: Script) {
     let provider = FakeProvider::start(
-        script()
+        script
             .turn(
                 When::user("Make a file."),
                 [Step::text("I make it."), Step::shell("printf made > made.txt && echo done-$((40+2))")],
@@ -70,11 +108,10 @@ fn a_shell_call() {
     assert!(message_text(tool).contains("Process exited with code 0"), "{tool}");
 }
 
-#[test]
-fn two_parallel_calls() {
+fn two_parallel_calls(script: Script) {
     let call = |command: &str| Call { tool: "exec_command".to_owned(), arguments: json!({ "cmd": command }) };
     let provider = FakeProvider::start(
-        script()
+        script
             .turn(
                 When::user("Do both."),
                 [Step::Calls(vec![call("echo one > 1.txt; echo first"), call("echo two > 2.txt; echo second")])],
@@ -93,11 +130,10 @@ fn two_parallel_calls() {
     }
 }
 
-#[test]
-fn a_freeform_patch() {
+fn a_freeform_patch(script: Script) {
     let patch = "*** Begin Patch\n*** Add File: new.txt\n+a \"new\" file\n+with a tab\there\n*** Update File: README.md\n@@\n-# A small project\n+# A patched project\n*** End Patch\n";
     let provider = FakeProvider::start(
-        script()
+        script
             .turn(When::user("Patch it."), [Step::Patch(patch.to_owned())])
             .turn(When::tool("Success"), [Step::text("Patched.")]),
     );
@@ -114,15 +150,15 @@ fn a_freeform_patch() {
     assert_eq!(arguments.as_object().unwrap().values().collect::<Vec<_>>(), [&json!(patch)]);
 }
 
-#[test]
-fn an_mcp_tool() {
+fn an_mcp_tool(script: Script) {
     let provider = FakeProvider::start(
-        script()
+        script
             .turn(When::user("Keep a note."), [Step::call("notes/keep", json!({ "note": "buy milk" }))])
             .turn(When::tool("kept: buy milk"), [Step::text("Kept.")]),
     );
     let home = SandboxHome::with_provider(&provider);
     let (server, notes) = (binary("mcp-notes"), home.path("notes.txt"));
+    let (server, notes) = (server.to_str().unwrap(), notes.to_str().unwrap());
     let config = home.read("codex/config.toml");
     home.write(
         "codex/config.toml",
@@ -138,12 +174,11 @@ fn an_mcp_tool() {
     assert!(requests[0].tool_names().iter().any(|name| name.contains("notes") && name.ends_with("keep")));
 }
 
-#[test]
-fn an_image() {
+fn an_image(script: Script) {
     /// Eight by eight red pixels.
     const PNG: &str =
         "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR42mP4z8CAFTEMLQkAKP8/wc53yE8AAAAASUVORK5CYII=";
-    let provider = FakeProvider::start(script().turn(When::user("What is this?"), [Step::text("A red pixel.")]));
+    let provider = FakeProvider::start(script.turn(When::user("What is this?"), [Step::text("A red pixel.")]));
     let facts = "[[endpoint.model]]\nid = \"scripted\"\ninput = [\"text\", \"image\"]\n";
     let home = SandboxHome::with_provider_and(&provider, facts, "");
     fs::write(home.path("work/pixel.png"), base64::engine::general_purpose::STANDARD.decode(PNG).unwrap()).unwrap();
@@ -156,10 +191,9 @@ fn an_image() {
     assert!(matches!(images[..], [url] if url.starts_with("data:image/png;base64,iVBOR")), "{images:?}");
 }
 
-#[test]
-fn reasoning_is_shown_and_replayed() {
+fn reasoning_is_shown_and_replayed(script: Script) {
     let provider = FakeProvider::start(
-        script()
+        script
             .turn(When::user("Think."), [Step::reasoning("First I think about it."), Step::shell("echo thought")])
             .turn(When::tool("thought"), [Step::reasoning("Then I am sure."), Step::text("Sure.")]),
     );
@@ -171,14 +205,14 @@ fn reasoning_is_shown_and_replayed() {
     let requests = provider.requests();
     let assistant = requests[1].messages().iter().find(|message| message["role"] == "assistant").unwrap();
     assert_eq!(assistant["reasoning_content"], "First I think about it.");
-    // It went through Codex as sealed state, and came back as the provider's own words.
-    assert!(!requests[1].body.to_string().contains("encrypted_content"));
+    // It went through Codex as sealed state, and came back as the provider's own; signatures are checked by it.
+    let is_native = provider.protocol() == Protocol::Responses;
+    assert_eq!(requests[1].body.to_string().contains("encrypted_content"), is_native);
 }
 
-#[test]
-fn automatic_compaction() {
+fn automatic_compaction(script: Script) {
     let provider = FakeProvider::start(
-        script()
+        script
             .turn(When::user("Work long."), [Step::usage(19_000, 100), Step::shell("echo step-one")])
             .turn(
                 When::user("CONTEXT CHECKPOINT COMPACTION").and("step-one"),
@@ -199,14 +233,19 @@ fn automatic_compaction() {
     assert_eq!(run.answer(), "Finished after compaction.");
     let requests = provider.requests();
     assert_eq!(requests.len(), 3, "{}", outline(&requests));
-    assert!(requests[1].body.get("tools").is_none(), "a compaction offers no tools");
+    match provider.protocol() {
+        // A history with calls must come with tools.
+        Protocol::AnthropicMessages => assert_eq!(requests[1].body["tool_choice"]["type"], "none"),
+        Protocol::ChatCompletions | Protocol::Responses => {
+            assert!(requests[1].tool_names().is_empty(), "a compaction offers no tools");
+        }
+    }
     assert!(requests[2].messages().iter().any(|message| message_text(message).contains("Work long.")));
 }
 
-#[test]
-fn resuming_the_last_session() {
+fn resuming_the_last_session(script: Script) {
     let provider = FakeProvider::start(
-        script()
+        script
             .turn(When::user("Remember 7319."), [Step::text("I will.")])
             .turn(When::user("Which number?").and("Remember 7319.").and("I will."), [Step::text("7319.")]),
     );
@@ -222,11 +261,14 @@ fn resuming_the_last_session() {
     assert_eq!(thread(&first), thread(&run), "it is the same session, not a new one");
 }
 
-#[test]
-fn an_output_schema() {
+fn an_output_schema(script: Script) {
     let answer = r#"{"city":"Bern","people":144000}"#;
-    let provider = FakeProvider::start(script().turn(When::user("A city."), [Step::text(answer)]));
-    let home = SandboxHome::with_provider(&provider);
+    let provider = FakeProvider::start(script.turn(When::user("A city."), [Step::text(answer)]));
+    let quirk = match provider.protocol() {
+        Protocol::AnthropicMessages => "quirks = [\"output-format\"]\n",
+        Protocol::ChatCompletions | Protocol::Responses => "",
+    };
+    let home = SandboxHome::with_provider_and(&provider, quirk, "");
     let schema = json!({
         "type": "object",
         "properties": { "city": { "type": "string" }, "people": { "type": "integer" } },
@@ -237,11 +279,10 @@ fn an_output_schema() {
     let run = home.exec(&["--output-schema", home.path("schema.json").to_str().unwrap(), "A city."]);
     run.assert_clean(&provider);
     assert_eq!(run.answer(), answer);
-    assert_eq!(provider.requests()[0].body["response_format"]["json_schema"]["schema"], schema);
+    assert_eq!(provider.requests()[0].view["response_format"]["json_schema"]["schema"], schema);
 }
 
-#[test]
-fn a_review() {
+fn a_review(script: Script) {
     let findings = json!({
         "findings": [{
             "title": "[P1] The total is off by one",
@@ -254,7 +295,7 @@ fn a_review() {
         "overall_confidence_score": 0.9,
     });
     let provider = FakeProvider::start(
-        script()
+        script
             .turn(When::user("Review the current code changes"), [Step::shell("git status --short")])
             .turn(When::tool("sum.py"), [Step::text(&findings.to_string())]),
     );
@@ -267,15 +308,14 @@ fn a_review() {
     assert!(message_text(&requests[0].messages()[0]).contains("Review guidelines"), "{}", outline(&requests));
 }
 
-#[test]
-fn a_sub_agent() {
+fn a_sub_agent(script: Script) {
     let wait = |body: &Value| {
         let messages = body["messages"].as_array().unwrap();
         let spawned: Value = serde_json::from_str(messages.last().unwrap()["content"].as_str().unwrap()).unwrap();
         vec![Step::call("multi_agent/wait_agent", json!({ "targets": [spawned["agent_id"]], "timeout_ms": 20_000 }))]
     };
     let provider = FakeProvider::start(
-        script()
+        script
             .turn(
                 When::user("Delegate."),
                 [Step::call("multi_agent/spawn_agent", json!({ "message": "Count to three." }))],

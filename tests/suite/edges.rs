@@ -65,7 +65,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("codex-worker", &["codex-control", "codex-translate"]),
     ("codex-supervisor", &["codex-control", "codex-incident"]),
     ("codexctl", &["codex-control"]),
-    ("e2e", &["codex-control"]),
+    ("e2e", &["codex-control", "codex-translate"]),
 ];
 
 #[test]

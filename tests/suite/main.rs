@@ -2,7 +2,8 @@
 //!
 //! | suite | what it shows |
 //! |---|---|
-//! | `codex` | the real Codex CLI does each kind of work through real processes |
+//! | `codex` | the real Codex CLI does each kind of work through real processes, in each wire protocol |
+//! | `protocols` | what each protocol demands beyond that: signatures, a thread that changes its provider, its own errors |
 //! | `survival` | a worker is killed under a running task, and Codex does not notice |
 //! | `bad_input` | every mistake gets a message for a person and the right answer for Codex |
 //! | `insurance` | a provider fails before its answer begins, and Codex does not notice |
@@ -14,6 +15,7 @@ mod bad_input;
 mod codex;
 mod edges;
 mod insurance;
+mod protocols;
 mod provider;
 mod survival;
 mod systemd;

@@ -7,7 +7,7 @@
 
 mod request;
 
-pub use request::encode;
+pub use request::{Thoughts, encode};
 
 use serde_json::Value;
 

@@ -6,6 +6,9 @@ use codex_translate::anthropic::{self, Thinking};
 use codex_translate::chat::{self, Effort, EmptyContent, MaxTokens, Replay};
 use codex_translate::{Repair, Target};
 
+/// The provider of endpoints without a preset.
+const CUSTOM: &str = "custom";
+
 /// The target of one request.
 pub(crate) fn target(endpoint: &Endpoint, facts: &ModelFacts, seal_key: [u8; 32]) -> Target {
     let (mut chat, mut anthropic) = (chat::Profile::default(), anthropic::Profile::default());
@@ -13,7 +16,7 @@ pub(crate) fn target(endpoint: &Endpoint, facts: &ModelFacts, seal_key: [u8; 32]
         apply(&mut chat, &mut anthropic, *quirk);
     }
     Target {
-        provider: endpoint.provider.clone(),
+        provider: origin(endpoint),
         model: facts.id.clone(),
         context_window: facts.context_window,
         images: facts.images,
@@ -21,6 +24,12 @@ pub(crate) fn target(endpoint: &Endpoint, facts: &ModelFacts, seal_key: [u8; 32]
         anthropic,
         seal_key,
     }
+}
+
+/// The provider as the origin of state: two endpoints of the user's own making are two providers, whose models may well
+/// have one name, and each refuses what the other has signed.
+fn origin(endpoint: &Endpoint) -> String {
+    if endpoint.provider == CUSTOM { endpoint.base_url.clone() } else { endpoint.provider.clone() }
 }
 
 fn apply(chat: &mut chat::Profile, anthropic: &mut anthropic::Profile, quirk: Quirk) {

@@ -20,7 +20,7 @@ use codex_control::{Secret, redact};
 use codex_translate::anthropic::Anthropic;
 use codex_translate::chat::Chat;
 use codex_translate::history::fit;
-use codex_translate::native::Sniffer;
+use codex_translate::native::{Sniffer, Thoughts};
 use codex_translate::reply::{Outcome, ReplyConfig};
 use codex_translate::tools::ToolTable;
 use codex_translate::{
@@ -331,6 +331,8 @@ async fn exchange(worker: Arc<Worker>, body: Bytes, desk: Desk) -> Result<Begun,
 /// Everything an attempt needs.
 struct Plan<'r, 'a> {
     request: &'r responses::Request<'a>,
+    /// The request's bytes.
+    raw: &'r [u8],
     target: Target,
     protocol: Option<&'static (dyn Protocol + Sync)>,
     call: Call,
@@ -343,7 +345,7 @@ impl<'r, 'a> Plan<'r, 'a> {
     fn new(
         worker: &Worker,
         request: &'r responses::Request<'a>,
-        body: &[u8],
+        raw: &'r [u8],
         target: Target,
     ) -> Result<Self, EncodeOrParse> {
         let protocol: Option<&'static (dyn Protocol + Sync)> = match worker.endpoint.protocol {
@@ -353,23 +355,29 @@ impl<'r, 'a> Plan<'r, 'a> {
         };
         let mut call = match protocol {
             Some(protocol) => protocol.encode(request, &target)?,
-            None => native::encode(body, &target.model)?,
+            None => native::encode(raw, &target.model, Thoughts::NotOurs)?,
         };
         let body = Bytes::from(std::mem::take(&mut call.body));
         let first_byte_timeout = first_byte_timeout(worker.endpoint.limits.first_byte_timeout_s, request);
-        Ok(Self { request, target, protocol, call, body, first_byte_timeout })
+        Ok(Self { request, raw, target, protocol, call, body, first_byte_timeout })
     }
 
     /// Changes the request as a refusal asks for; `false` if that changes nothing.
     fn repair(&mut self, protocol: WireProtocol, repair: &Repair) -> bool {
+        if protocol == WireProtocol::Responses {
+            let forgotten = || native::encode(self.raw, &self.target.model, Thoughts::None);
+            return *repair == Repair::ForgetThinking && forgotten().is_ok_and(|call| self.replace(call));
+        }
         target::repair(&mut self.target, protocol, repair) && self.encode_again()
     }
 
     /// Writes the call for a changed target; `false` if that cannot be done or gives the same call.
     fn encode_again(&mut self) -> bool {
-        let Some(Ok(mut call)) = self.protocol.map(|protocol| protocol.encode(self.request, &self.target)) else {
-            return false;
-        };
+        let call = self.protocol.map(|protocol| protocol.encode(self.request, &self.target));
+        call.is_some_and(|call| call.is_ok_and(|call| self.replace(call)))
+    }
+
+    fn replace(&mut self, mut call: Call) -> bool {
         let body = Bytes::from(std::mem::take(&mut call.body));
         let is_changed = body != self.body;
         self.body = body;

@@ -8,22 +8,30 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use codex_control::tables::Protocol;
 use serde::Deserialize;
 use serde_json::Value;
 
 /// A whole scenario.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Script {
+    /// What it speaks.
+    #[serde(default = "default_protocol")]
+    pub protocol: Protocol,
     /// Models it offers; the first stands in answers.
     #[serde(default = "default_models")]
     pub models: Vec<String>,
-    /// The key it wants as a bearer; `None` takes any request.
+    /// The key it wants as a bearer, or for Anthropic Messages as `x-api-key`; `None` takes any request.
     #[serde(default)]
     pub key: Option<String>,
     /// Top-level members allowed beside those of the portable body.
     #[serde(default)]
     pub allow: Vec<String>,
+    /// It refuses a call that comes back without what was thought before it; Chat Completions only, the others always
+    /// do.
+    #[serde(default)]
+    pub replay_reasoning: bool,
     /// How bytes are put on the wire.
     #[serde(default)]
     pub wire: Wire,
@@ -32,14 +40,54 @@ pub struct Script {
     pub turn: Vec<Turn>,
 }
 
+fn default_protocol() -> Protocol {
+    Protocol::ChatCompletions
+}
+
 fn default_models() -> Vec<String> {
     vec!["scripted".to_owned()]
 }
 
+impl Default for Script {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Script {
-    /// A script that offers the model `scripted` and answers nothing yet.
+    /// A script that offers the model `scripted` by Chat Completions and answers nothing yet.
     pub fn new() -> Self {
-        Self { models: default_models(), ..Self::default() }
+        Self::speaking(default_protocol())
+    }
+
+    /// The same by Anthropic Messages.
+    pub fn anthropic() -> Self {
+        Self::speaking(Protocol::AnthropicMessages)
+    }
+
+    /// The same by the Responses API itself.
+    pub fn responses() -> Self {
+        Self::speaking(Protocol::Responses)
+    }
+
+    /// The same by any protocol.
+    pub fn speaking(protocol: Protocol) -> Self {
+        Self {
+            protocol,
+            models: default_models(),
+            key: None,
+            allow: Vec::new(),
+            replay_reasoning: false,
+            wire: Wire::default(),
+            turn: Vec::new(),
+        }
+    }
+
+    /// Refuses calls that come back without what was thought before them.
+    #[must_use]
+    pub fn replaying_reasoning(mut self) -> Self {
+        self.replay_reasoning = true;
+        self
     }
 
     /// Adds a turn that is used once.
@@ -139,7 +187,7 @@ impl When {
         self
     }
 
-    /// Whether the request with this body is meant.
+    /// Whether the request is meant whose body looks like this in the shape of Chat Completions.
     pub fn fits(&self, body: &Value) -> bool {
         let messages = body["messages"].as_array().map(Vec::as_slice).unwrap_or_default();
         let last = messages.last();
@@ -174,7 +222,7 @@ pub fn message_text(message: &Value) -> String {
 pub enum Step {
     /// Visible text, sent word by word.
     Text(String),
-    /// Thinking, sent word by word as `reasoning_content`.
+    /// Thinking, sent word by word and signed where the protocol knows that.
     Reasoning(String),
     /// A tool call, its arguments in fragments.
     Call(Call),
@@ -235,7 +283,7 @@ pub struct Status {
     pub body: String,
 }
 
-/// Makes steps from the body of a request.
+/// Makes steps from the body of a request in the shape of Chat Completions.
 #[derive(Clone)]
 pub struct Computed(Arc<Compute>);
 

@@ -5,22 +5,21 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use codex_control::tables::Protocol;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use super::script::{Call, Script, Step, When, Wire};
+use super::speak::{Speaker, Spoken};
+use super::view::view;
 use super::{End, Received, Shared, validate};
 
 /// Longest request head.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Largest request body: the worker's own limit and some.
 const BODY_BYTES_MAX: usize = 80 * 1024 * 1024;
-/// Characters in the pieces of text and arguments, used in turn.
-const PIECE_CHARS: [usize; 5] = [3, 1, 7, 2, 11];
-/// Bytes of a token, roughly, where the script gives no usage.
-const BYTES_PER_TOKEN: usize = 4;
 
 /// Serves connections until it is dropped.
 pub(super) async fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
@@ -140,9 +139,11 @@ fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
 /// Answers one request; says whether the connection can be used again.
 async fn answer(stream: &mut TcpStream, shared: &Shared, request: Request) -> io::Result<bool> {
     let script = &shared.script;
-    let bearer = request.headers.iter().find(|(name, _)| name == "authorization").map(|(_, value)| value.as_str());
+    let header =
+        |wanted: &str| request.headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
     if let Some(key) = &script.key
-        && bearer != Some(format!("Bearer {key}").as_str())
+        && header("authorization") != Some(format!("Bearer {key}").as_str())
+        && (script.protocol != Protocol::AnthropicMessages || header("x-api-key") != Some(key.as_str()))
     {
         (shared.log)(&format!("{} {}: 401, wrong key", request.method, request.path));
         let error = json!({ "error": { "message": "Incorrect API key provided", "type": "invalid_request_error", "code": "invalid_api_key" } });
@@ -157,7 +158,7 @@ async fn answer(stream: &mut TcpStream, shared: &Shared, request: Request) -> io
                 script.models.iter().map(|id| json!({ "id": id, "object": "model", "owned_by": "script" })).collect();
             write_status(stream, 200, &[], &json!({ "object": "list", "data": data }).to_string()).await
         }
-        ("POST", "/v1/chat/completions") => completion(stream, shared, request).await,
+        ("POST", path) if path == path_of(script.protocol) => completion(stream, shared, request).await,
         (method, path) => {
             shared.state().complaints.push(format!("{method} {path} is not there"));
             write_status(stream, 404, &[], &error_body(&format!("{method} {path} is not there"))).await
@@ -165,20 +166,39 @@ async fn answer(stream: &mut TcpStream, shared: &Shared, request: Request) -> io
     }
 }
 
+/// Where a protocol asks for an answer.
+fn path_of(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::ChatCompletions => "/v1/chat/completions",
+        Protocol::AnthropicMessages => "/v1/messages",
+        Protocol::Responses => "/v1/responses",
+    }
+}
+
+/// An error in a form that clients of every protocol read.
 fn error_body(message: &str) -> String {
-    json!({ "error": { "message": message, "type": "invalid_request_error", "code": null } }).to_string()
+    json!({ "type": "error", "error": { "message": message, "type": "invalid_request_error", "code": null } })
+        .to_string()
 }
 
 async fn completion(stream: &mut TcpStream, shared: &Shared, request: Request) -> io::Result<bool> {
     let body: Value = serde_json::from_slice(&request.body).unwrap_or(Value::Null);
+    let script = &shared.script;
+    let view = view(script.protocol, &body);
     let mut complaints = validate::headers(&request.headers);
-    complaints.extend(validate::body(&body, &shared.script.allow));
+    complaints.extend(validate::protocol_headers(script.protocol, &request.headers));
+    complaints.extend(match script.protocol {
+        Protocol::ChatCompletions => validate::body(&body, &script.allow),
+        Protocol::AnthropicMessages => validate::messages_body(&request.body, &body, &script.models),
+        Protocol::Responses => validate::responses_body(&body, &script.models),
+    });
     let (index, turn) = {
         let mut state = shared.state();
         let index = state.requests.len();
-        let turn = if complaints.is_empty() { choose(&shared.script, &mut state.uses, &body) } else { None };
+        complaints.extend(state.thoughts.complaints(script, &body));
+        let turn = if complaints.is_empty() { choose(script, &mut state.uses, &view) } else { None };
         if complaints.is_empty() && turn.is_none() {
-            let last = body["messages"].as_array().and_then(|messages| messages.last()).map(super::message_text);
+            let last = view["messages"].as_array().and_then(|messages| messages.last()).map(super::message_text);
             complaints.push(format!("no turn of the script expects this; the last message is {last:?}"));
         }
         state.complaints.extend(complaints.iter().map(|text| format!("request {index}: {text}")));
@@ -187,15 +207,17 @@ async fn completion(stream: &mut TcpStream, shared: &Shared, request: Request) -
             headers: request.headers,
             body_bytes: request.body.len(),
             body: body.clone(),
+            view: view.clone(),
             turn,
             end: None,
         });
         (index, turn)
     };
-    let messages = body["messages"].as_array().map_or(0, Vec::len);
-    let tools = body["tools"].as_array().map_or(0, Vec::len);
+    let messages = view["messages"].as_array().map_or(0, Vec::len);
+    let tools = view["tools"].as_array().map_or(0, Vec::len);
     (shared.log)(&format!(
-        "POST /v1/chat/completions: request {} with {messages} messages and {tools} tools",
+        "POST {}: request {} with {messages} messages and {tools} tools",
+        path_of(script.protocol),
         index + 1
     ));
     let Some(turn) = turn else {
@@ -209,7 +231,7 @@ async fn completion(stream: &mut TcpStream, shared: &Shared, request: Request) -
         shared.state().requests[index].end = Some(End::Complete);
         return Ok(false);
     };
-    let answer = play(stream, shared, &shared.script.turn[turn].answer, &body).await;
+    let answer = play(stream, shared, &shared.script.turn[turn].answer, &body, &view).await;
     let (end, keep) = match answer {
         Ok(End::Complete) => (End::Complete, !shared.script.wire.close_delimited),
         Ok(end) => (end, false),
@@ -220,8 +242,8 @@ async fn completion(stream: &mut TcpStream, shared: &Shared, request: Request) -
 }
 
 /// The first turn that expects this request and may still be used.
-fn choose(script: &Script, uses: &mut [usize], body: &Value) -> Option<usize> {
-    let fits = |when: &When| when.fits(body);
+fn choose(script: &Script, uses: &mut [usize], view: &Value) -> Option<usize> {
+    let fits = |when: &When| when.fits(view);
     let turn =
         script.turn.iter().zip(&*uses).position(|(turn, uses)| (turn.repeat || *uses == 0) && fits(&turn.when))?;
     uses[turn] += 1;
@@ -229,7 +251,7 @@ fn choose(script: &Script, uses: &mut [usize], body: &Value) -> Option<usize> {
 }
 
 /// Plays the steps of one answer.
-async fn play(stream: &mut TcpStream, shared: &Shared, steps: &[Step], body: &Value) -> io::Result<End> {
+async fn play(stream: &mut TcpStream, shared: &Shared, steps: &[Step], body: &Value, view: &Value) -> io::Result<End> {
     if let Some(Step::Status(status)) = steps.first() {
         (shared.log)(&format!("answered with status {}", status.code));
         let headers: Vec<(&str, &str)> =
@@ -240,13 +262,8 @@ async fn play(stream: &mut TcpStream, shared: &Shared, steps: &[Step], body: &Va
     let mut answer = Answer {
         wire: Writer { stream, wire: &shared.script.wire, place: 0, pending: Vec::new(), head_sent: false },
         shared,
-        body,
-        id: format!("chatcmpl-{}", shared.state().requests.len()),
-        model: body["model"].as_str().unwrap_or_default().to_owned(),
-        calls: 0,
-        bytes: 0,
-        usage: None,
-        finish: None,
+        view,
+        speaker: Speaker::new(shared.script.protocol, shared.state().requests.len(), body),
         told: Vec::new(),
     };
     if let Some(end) = answer.steps(steps).await? {
@@ -260,13 +277,9 @@ async fn play(stream: &mut TcpStream, shared: &Shared, steps: &[Step], body: &Va
 struct Answer<'a> {
     wire: Writer<'a>,
     shared: &'a Shared,
-    body: &'a Value,
-    id: String,
-    model: String,
-    calls: usize,
-    bytes: usize,
-    usage: Option<(u64, u64)>,
-    finish: Option<String>,
+    /// The request in the shape of Chat Completions.
+    view: &'a Value,
+    speaker: Speaker,
     /// What it consists of, for the log.
     told: Vec<String>,
 }
@@ -278,11 +291,13 @@ impl Answer<'_> {
             match step {
                 Step::Text(text) => {
                     self.told.push("text".to_owned());
-                    self.pieces("content", text).await?;
+                    let events = self.speaker.text(text);
+                    self.send(&events).await?;
                 }
                 Step::Reasoning(text) => {
                     self.told.push("reasoning".to_owned());
-                    self.pieces("reasoning_content", text).await?;
+                    let events = self.speaker.reasoning(text);
+                    self.send(&events).await?;
                 }
                 Step::Call(call) => self.calls(std::slice::from_ref(call)).await?,
                 Step::Calls(calls) => self.calls(calls).await?,
@@ -292,9 +307,9 @@ impl Answer<'_> {
                 }
                 Step::Raw(bytes) => self.wire.push(bytes.as_bytes()).await?,
                 Step::Usage { prompt_tokens, completion_tokens } => {
-                    self.usage = Some((*prompt_tokens, *completion_tokens));
+                    self.speaker.usage = Some((*prompt_tokens, *completion_tokens));
                 }
-                Step::Finish(reason) => self.finish = Some(reason.clone()),
+                Step::Finish(reason) => self.speaker.finish = Some(reason.clone()),
                 Step::Hold(gate) => self.hold(gate).await?,
                 Step::PauseMs(pause_ms) => {
                     self.wire.flush().await?;
@@ -314,7 +329,7 @@ impl Answer<'_> {
                     self.wire.unless_gone(std::future::pending()).await?;
                 }
                 Step::Computed(computed) => {
-                    let steps = computed.steps(self.body);
+                    let steps = computed.steps(self.view);
                     if let Some(end) = Box::pin(self.steps(&steps)).await? {
                         return Ok(Some(end));
                     }
@@ -329,55 +344,41 @@ impl Answer<'_> {
         self.shared.state().complaints.push(complaint);
     }
 
-    async fn pieces(&mut self, field: &str, text: &str) -> io::Result<()> {
-        for piece in pieces(text) {
-            self.bytes += piece.len();
-            self.delta(json!({ field: piece }), None).await?;
+    async fn send(&mut self, events: &[String]) -> io::Result<()> {
+        for event in events {
+            let event = if self.wire.wire.crlf { event.replace('\n', "\r\n") } else { event.clone() };
+            self.wire.push(event.as_bytes()).await?;
         }
         Ok(())
     }
 
-    /// Sends calls, their fragments taking turns.
     async fn calls(&mut self, calls: &[Call]) -> io::Result<()> {
-        let first = self.calls;
-        let mut fragments = Vec::new();
-        for (index, call) in calls.iter().enumerate() {
-            let Some(name) = offered(self.body, &call.tool) else {
+        let mut spoken = Vec::new();
+        for call in calls {
+            let Some(function) = offered(self.view, &call.tool) else {
                 self.complain(format!("no offered tool is `{}`", call.tool));
                 continue;
             };
+            let name = function["name"].as_str().unwrap_or_default().to_owned();
             self.told.push(format!("a call of `{name}`"));
-            let id = {
+            let number = {
                 let mut state = self.shared.state();
                 state.calls += 1;
-                format!("call_scripted_{:04}", state.calls)
+                state.calls
             };
-            let start = json!({ "index": first + index, "id": id, "type": "function", "function": { "name": name, "arguments": "" } });
-            self.delta(json!({ "tool_calls": [start] }), None).await?;
-            fragments.push((
-                first + index,
-                pieces(&call.arguments.to_string()).map(str::to_owned).collect::<Vec<_>>().into_iter(),
-            ));
+            let is_freeform = function["freeform"] == true;
+            let id = self.speaker.call_id(number);
+            spoken.push(Spoken { id, name, arguments: call.arguments.clone(), is_freeform });
         }
-        self.calls += calls.len();
-        while !fragments.is_empty() {
-            let mut left = Vec::new();
-            for (index, mut rest) in fragments {
-                if let Some(piece) = rest.next() {
-                    self.bytes += piece.len();
-                    self.delta(json!({ "tool_calls": [{ "index": index, "function": { "arguments": piece } }] }), None)
-                        .await?;
-                    left.push((index, rest));
-                }
-            }
-            fragments = left;
-        }
-        Ok(())
+        let events = self.speaker.calls(&spoken);
+        let ids = spoken.into_iter().map(|call| call.id);
+        self.shared.state().thoughts.called(ids, self.speaker.thought());
+        self.send(&events).await
     }
 
     /// `apply_patch` comes as a function with one string argument, whatever its name.
     fn patch_call(&self, patch: &str) -> Call {
-        let tools = self.body["tools"].as_array().into_iter().flatten();
+        let tools = self.view["tools"].as_array().into_iter().flatten();
         let schema = tools
             .map(|tool| &tool["function"])
             .find(|function| function["name"] == "apply_patch")
@@ -412,44 +413,20 @@ impl Answer<'_> {
         self.wire.unless_gone(open).await
     }
 
-    async fn delta(&mut self, delta: Value, finish: Option<&str>) -> io::Result<()> {
-        self.chunk(json!([{ "index": 0, "delta": delta, "finish_reason": finish }]), None).await
-    }
-
-    async fn chunk(&mut self, choices: Value, usage: Option<Value>) -> io::Result<()> {
-        let mut chunk = json!({ "id": self.id, "object": "chat.completion.chunk", "created": 1_700_000_000, "model": self.model, "choices": choices });
-        if let Some(usage) = usage {
-            chunk["usage"] = usage;
-        }
-        let line_end = if self.wire.wire.crlf { "\r\n" } else { "\n" };
-        self.wire.push(format!("data: {chunk}{line_end}{line_end}").as_bytes()).await
-    }
-
     async fn end(mut self) -> io::Result<()> {
-        let reason = self
-            .finish
-            .take()
-            .unwrap_or_else(|| if self.calls > 0 { "tool_calls".to_owned() } else { "stop".to_owned() });
-        self.delta(json!({}), Some(&reason)).await?;
-        if self.body["stream_options"]["include_usage"] == true {
-            let made_up =
-                || ((self.body.to_string().len() / BYTES_PER_TOKEN) as u64, (self.bytes / BYTES_PER_TOKEN + 1) as u64);
-            let (prompt_tokens, completion_tokens) = self.usage.unwrap_or_else(made_up);
-            let usage = json!({ "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": prompt_tokens + completion_tokens });
-            self.chunk(json!([]), Some(usage)).await?;
-        }
-        let line_end = if self.wire.wire.crlf { "\r\n" } else { "\n" };
-        self.wire.push(format!("data: [DONE]{line_end}{line_end}").as_bytes()).await?;
+        let events = self.speaker.end();
+        self.shared.state().thoughts.thought(self.speaker.take_thoughts());
+        self.send(&events).await?;
         (self.shared.log)(&format!("answered with {}", self.told.join(", ")));
         self.wire.finish().await
     }
 }
 
-/// The offered tool that `wanted` means; see [`Call::tool`].
-fn offered(body: &Value, wanted: &str) -> Option<String> {
-    let names = || body["tools"].as_array().into_iter().flatten().filter_map(|tool| tool["function"]["name"].as_str());
-    let in_order = |name: &str| {
-        let mut rest = name;
+/// The offered function that `wanted` means; see [`Call::tool`].
+fn offered<'v>(view: &'v Value, wanted: &str) -> Option<&'v Value> {
+    let functions = || view["tools"].as_array().into_iter().flatten().map(|tool| &tool["function"]);
+    let in_order = |function: &&Value| {
+        let mut rest = function["name"].as_str().unwrap_or_default();
         wanted.split('/').all(|word| match rest.find(word) {
             Some(at) => {
                 rest = &rest[at + word.len()..];
@@ -458,20 +435,7 @@ fn offered(body: &Value, wanted: &str) -> Option<String> {
             None => false,
         })
     };
-    names().find(|name| *name == wanted).or_else(|| names().find(|name| in_order(name))).map(str::to_owned)
-}
-
-/// Cuts a text into pieces between characters.
-fn pieces(text: &str) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    let mut sizes = PIECE_CHARS.iter().cycle();
-    std::iter::from_fn(move || {
-        let size = *sizes.next()?;
-        let end = rest.char_indices().nth(size).map_or(rest.len(), |(at, _)| at);
-        let (piece, after) = rest.split_at(end);
-        rest = after;
-        (!piece.is_empty()).then_some(piece)
-    })
+    functions().find(|function| function["name"] == wanted).or_else(|| functions().find(in_order))
 }
 
 /// Puts an answer on the wire in writes of the scripted sizes.
@@ -575,17 +539,10 @@ mod tests {
             { "function": { "name": "mcp__notes__keep" } },
             { "function": { "name": "keep" } },
         ] });
-        assert_eq!(offered(&body, "keep").as_deref(), Some("keep"));
-        assert_eq!(offered(&body, "mcp__notes__keep").as_deref(), Some("mcp__notes__keep"));
-        assert_eq!(offered(&body, "notes/all").as_deref(), Some("mcp__notes__keep_all"));
-        assert_eq!(offered(&body, "keep/notes"), None);
-    }
-
-    #[test]
-    fn pieces_join_to_the_text() {
-        for text in ["", "a", "grüße an alle 🦀 auf der Erde"] {
-            assert_eq!(pieces(text).collect::<String>(), text);
-            assert!(pieces(text).all(|piece| !piece.is_empty()));
-        }
+        let name = |wanted: &str| offered(&body, wanted).and_then(|function| function["name"].as_str());
+        assert_eq!(name("keep"), Some("keep"));
+        assert_eq!(name("mcp__notes__keep"), Some("mcp__notes__keep"));
+        assert_eq!(name("notes/all"), Some("mcp__notes__keep_all"));
+        assert_eq!(name("keep/notes"), None);
     }
 }

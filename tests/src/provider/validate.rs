@@ -1,11 +1,13 @@
-//! What a strict Chat Completions provider demands of a request.
+//! What a strict provider demands of a request.
 //!
-//! The rules are the union of what real providers refuse (system message first, calls answered at once, portable
+//! For Chat Completions the rules are the union of what real providers refuse (system message first, calls answered at once, portable
 //! members only, …) and of what must never leave the machine (Codex's metadata). Whoever passes here passes anywhere.
 
 use std::collections::HashSet;
 
 use base64::Engine as _;
+use codex_control::tables::Protocol;
+use codex_translate::anthropic;
 use serde_json::{Map, Value};
 
 /// Members that every provider takes.
@@ -59,18 +61,90 @@ pub fn headers(headers: &[(String, String)]) -> Vec<String> {
     complaints
 }
 
-/// The complaints about the request's body; `allow` names further top-level members that this provider takes.
+/// The headers that a protocol wants beside those of every request.
+pub fn protocol_headers(protocol: Protocol, headers: &[(String, String)]) -> Vec<String> {
+    let get = |name: &str| headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+    let version = get("anthropic-version");
+    match protocol {
+        Protocol::AnthropicMessages if version != Some(anthropic::encode::VERSION) => {
+            vec![format!("anthropic-version is {version:?}")]
+        }
+        Protocol::Responses | Protocol::ChatCompletions if version.is_some() => {
+            vec!["anthropic-version is for another protocol".to_owned()]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The complaints about the body of a request for Anthropic Messages.
+pub fn messages_body(raw: &[u8], body: &Value, models: &[String]) -> Vec<String> {
+    let mut complaints: Vec<String> = anthropic::validate::check(raw).err().into_iter().collect();
+    complaints.extend(private(body, &PRIVATE_WORDS));
+    complaints.extend(model_and_stream(body, models));
+    for tool in body["tools"].as_array().into_iter().flatten() {
+        if let Some(schema) = tool.get("input_schema")
+            && let Err(error) = jsonschema::meta::validate(schema)
+        {
+            complaints.push(format!("the input of {} is no JSON schema: {error}", tool["name"]));
+        }
+    }
+    complaints
+}
+
+/// The complaints about the body of a request for the Responses API itself: it is Codex's own, less what is private.
+pub fn responses_body(body: &Value, models: &[String]) -> Vec<String> {
+    let mut complaints = private(body, &["client_metadata", "x-codex-turn-metadata", "installation_id"]);
+    complaints.extend(model_and_stream(body, models));
+    let Some(items) = body["input"].as_array() else {
+        complaints.push("`input` is no list".to_owned());
+        return complaints;
+    };
+    let mut open: Vec<&Value> = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        match item["type"].as_str().unwrap_or("message") {
+            "function_call" | "custom_tool_call" => open.push(&item["call_id"]),
+            "function_call_output" | "custom_tool_call_output" => {
+                match open.iter().position(|id| **id == item["call_id"]) {
+                    Some(place) => _ = open.remove(place),
+                    None => complaints.push(format!("input[{index}]: no tool call found for {}", item["call_id"])),
+                }
+            }
+            _ => {}
+        }
+    }
+    if !open.is_empty() {
+        complaints.push(format!("no tool output found for the calls {open:?}"));
+    }
+    complaints
+}
+
+fn private(body: &Value, words: &[&str]) -> Vec<String> {
+    let text = body.to_string();
+    words
+        .iter()
+        .filter(|word| text.contains(*word))
+        .map(|word| format!("`{word}` must not leave the machine"))
+        .collect()
+}
+
+fn model_and_stream(body: &Value, models: &[String]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    if !models.iter().any(|model| body["model"] == *model) {
+        complaints.push(format!("there is no model {}", body["model"]));
+    }
+    if body["stream"] != Value::Bool(true) {
+        complaints.push("`stream` is not true".to_owned());
+    }
+    complaints
+}
+
+/// The complaints about the body of a request for Chat Completions; `allow` names further top-level members that this provider takes.
 pub fn body(body: &Value, allow: &[String]) -> Vec<String> {
     let mut complaints = Vec::new();
     let Some(members) = body.as_object() else {
         return vec!["the body is not a JSON object".to_owned()];
     };
-    let text = body.to_string();
-    for word in PRIVATE_WORDS {
-        if text.contains(word) {
-            complaints.push(format!("`{word}` must not leave the machine"));
-        }
-    }
+    complaints.extend(private(body, &PRIVATE_WORDS));
     for member in members.keys() {
         if !PORTABLE.contains(&member.as_str()) && !allow.contains(member) {
             complaints.push(format!("unknown member `{member}`"));

@@ -225,6 +225,10 @@ pub(super) fn repair(facts: &Facts, class: FailureClass) -> Option<Repair> {
     if facts.says(&["`thinking` block", "`thinking` or `redacted_thinking`", ".thinking.signature"]) {
         return Some(Repair::ForgetThinking);
     }
+    // OpenAI, for reasoning that another account or provider has encrypted.
+    if facts.says(&["encrypted content", "encrypted_content"]) && facts.says(&["verified", "decrypted", "invalid"]) {
+        return Some(Repair::ForgetThinking);
+    }
     if facts.says(&["reasoning_content"]) && facts.says(&["passed back", "missing", "required"]) {
         return Some(Repair::ReasoningContentRequired);
     }
