@@ -7,6 +7,7 @@
 //! | `survival` | a worker is killed under a running task, and Codex does not notice |
 //! | `bad_input` | every mistake gets a message for a person and the right answer for Codex |
 //! | `insurance` | a provider fails before its answer begins, and Codex does not notice |
+//! | `sweep` | thousands of failures, each kind at each place of an answer: no answer is broken, no call in part or twice |
 //! | `systemd` | under a real systemd: ready by notify, Codex works, a stop leaves nothing |
 //! | `edges` | who may depend on whom |
 //! | `provider` | the scripted provider is as strict, and as odd on the wire, as it claims |
@@ -18,4 +19,5 @@ mod insurance;
 mod protocols;
 mod provider;
 mod survival;
+mod sweep;
 mod systemd;

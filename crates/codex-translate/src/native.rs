@@ -118,6 +118,11 @@ enum Seen {
 
 fn look(frame: Frame<'_>) -> Seen {
     let kind = if frame.event.is_empty() { kind_of(frame.data) } else { frame.event };
+    let is_end = matches!(kind, "response.completed" | "response.done" | "response.incomplete");
+    if is_end && json::parse(frame.data).is_err() {
+        // Torn: the provider broke off inside it. Codex cannot read it either, so it ends nothing.
+        return Seen::Head;
+    }
     match kind {
         "response.created" | "response.in_progress" | "response.queued" | "keepalive" | "" => Seen::Head,
         "response.completed" | "response.done" => Seen::End(Outcome::Completed, usage_of(frame.data)),
@@ -212,6 +217,15 @@ mod tests {
         assert_eq!(summary.outcome, Outcome::Failed(reset.clone()));
         let summary = run(COMPLETED, EndCause::Failed(reset)).1;
         assert_eq!(summary.outcome, Outcome::Completed);
+    }
+
+    #[test]
+    fn an_end_that_is_torn_ends_nothing() {
+        let torn = format!("event: response.completed\n{}\n\n", &COMPLETED[..60]);
+        let (progress, summary) = run(&[CREATED, &torn].concat(), EndCause::Eof);
+        assert_eq!(progress[1], Progress::default(), "nothing was shown, so it can be asked for again");
+        let Outcome::Failed(failure) = summary.outcome else { panic!("{summary:?}") };
+        assert_eq!(failure.class, FailureClass::Truncated);
     }
 
     #[test]
