@@ -338,7 +338,10 @@ fn a_provider_that_recovers_in_time() {
     let run = home.exec(&["Say hello."]);
     run.assert_clean(&provider);
     assert_eq!(run.answer(), "Hello.", "three failures, and Codex saw none of them");
-    assert_eq!(home.endpoint("scripted").counters.retries_total, 3);
+    // The supervisor hears of it with the next heartbeat.
+    until("three retries are counted", DEADLINE, || {
+        (home.endpoint("scripted").counters.retries_total == 3).then_some(())
+    });
 }
 
 #[test]

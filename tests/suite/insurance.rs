@@ -1,8 +1,9 @@
 //! A provider fails in every way before its answer begins, and Codex notices nothing; each tool runs once.
 
 use codex_control::rpc::EndpointState;
-use e2e::home::{PROVIDER_KEY, SandboxHome};
+use e2e::home::{DEADLINE, PROVIDER_KEY, SandboxHome};
 use e2e::provider::{FakeProvider, Script, Step, When, message_text, outline};
+use e2e::until::until;
 use serde_json::{Value, json};
 
 fn script() -> Script {
@@ -47,7 +48,10 @@ fn failures_before_the_answer_are_not_seen() {
     assert_eq!(home.read("work/ran.txt"), "ran\n");
     assert_eq!(provider.requests().len(), 8, "{}", outline(&provider.requests()));
     // At least: a kept connection that the provider has closed costs an attempt the provider never sees.
-    assert!(home.endpoint("scripted").counters.retries_total >= 6);
+    // The supervisor hears of it with the next heartbeat.
+    until("six retries are counted", DEADLINE, || {
+        (home.endpoint("scripted").counters.retries_total >= 6).then_some(())
+    });
 }
 
 #[test]
@@ -113,4 +117,26 @@ fn a_conversation_that_is_too_long_for_the_provider_is_shortened_once() {
     let sizes: Vec<usize> = provider.requests().iter().map(|request| request.body.to_string().len()).collect();
     assert!(sizes[1] < sizes[0] * 4 / 5, "{sizes:?}");
     assert_eq!(message_text(provider.requests()[1].messages().last().unwrap()), "And now?");
+}
+
+/// After ten seconds the stream is opened and says what it waits for; the answer then comes in the same stream.
+#[test]
+fn a_long_wait_says_what_it_waits_for() {
+    let limited = Step::Status(e2e::provider::Status {
+        code: 429,
+        headers: [("retry-after".to_owned(), "13".to_owned())].into(),
+        body: error("slow down", json!({ "code": "rate_limit_exceeded" })).to_string(),
+    });
+    let provider = FakeProvider::start(
+        script().turn(When::user("Wait."), [limited]).turn(When::user("Wait."), [Step::text("Waited.")]),
+    );
+    let home = SandboxHome::with_provider(&provider);
+    let body = json!({ "model": "scripted", "stream": true, "input": "Wait." }).to_string();
+    let answer = home.post_responses("scripted", body.as_bytes());
+    assert_eq!(answer.status, 200);
+    let text = answer.text();
+    let said = text.find("Trying again in 13 s.").unwrap_or_else(|| panic!("it does not say that it waits: {text}"));
+    assert!(text[said..].contains("Waited."), "the answer follows in the same stream: {text}");
+    assert_eq!(text.matches("event: response.created").count(), 1, "{text}");
+    assert_eq!(text.matches("event: response.completed").count(), 1, "{text}");
 }

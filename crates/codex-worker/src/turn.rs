@@ -80,14 +80,23 @@ pub(crate) async fn answer(worker: &Arc<Worker>, request: Request<Incoming>, dra
         Err(refusal) => return refusal.into_response(&desk),
     };
     let mut exchange: Exchange = Box::pin(exchange(Arc::clone(worker), body, desk.clone()));
-    let ended = tokio::select! {
-        ended = &mut exchange => ended,
-        () = tokio::time::sleep(OPEN_AFTER), if desk.wants_stream() => {
-            desk.lock().open();
-            let stream = TurnStream::waiting(Arc::clone(worker), exchange, desk, drain);
-            return with_etag(worker, answer::event_stream(Body::Stream(Box::new(stream))));
+    // What the client wants is known once the exchange has run for the first time: it is asked when the time has come,
+    // not before.
+    let open_at = Instant::now() + OPEN_AFTER;
+    let mut may_open = true;
+    let ended = loop {
+        tokio::select! {
+            ended = &mut exchange => break ended,
+            () = tokio::time::sleep_until(open_at), if may_open => {
+                if desk.wants_stream() {
+                    desk.lock().open();
+                    let stream = TurnStream::waiting(Arc::clone(worker), exchange, desk, drain);
+                    return with_etag(worker, answer::event_stream(Body::Stream(Box::new(stream))));
+                }
+                may_open = false;
+            }
+            () = drain.expired() => break Err(Ended::Failed(being_replaced())),
         }
-        () = drain.expired() => Err(Ended::Failed(being_replaced())),
     };
     match ended {
         Ok(begun) if desk.wants_stream() => {
