@@ -9,6 +9,7 @@
 //! | [`tables`] | `providers.toml`, `models.toml`: data embedded in the binary, overridable per id |
 //! | [`endpoint`] | an endpoint resolved from both: everything a worker has to know |
 //! | [`ipc`] | supervisor ⇄ worker: length-delimited binary frames over a Unix socket |
+//! | [`incident`] | the words of the incident engine: signals, faults, actions, incidents |
 //! | [`rpc`] | JSON-RPC 2.0 between the supervisor and its clients |
 //! | [`paths`], [`environment`] | every path and every environment variable, each built in one place |
 //! | [`files`], [`credentials`], [`token`], [`secret`] | private files and what may never be printed |
@@ -20,6 +21,7 @@ pub mod endpoint;
 pub mod environment;
 pub mod files;
 pub mod ids;
+pub mod incident;
 pub mod ipc;
 pub mod paths;
 pub mod process;
