@@ -89,6 +89,7 @@ fn packages_with_one_home_stay_there() {
     for (name, home) in [
         ("bincode", "codex-control"),
         ("toml_edit", "codex-control"),
+        ("rusqlite", "codex-supervisor"),
         ("rustls", "codex-worker"),
         ("hyper-rustls", "codex-worker"),
     ] {

@@ -27,7 +27,7 @@ use crate::endpoint::Endpoint;
 use crate::process::Identity;
 
 /// Grows with every change of a message: both sides refuse another version with a clear error.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Time between two heartbeats.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 /// Heartbeats missed in a row after which a worker counts as stuck.
@@ -179,12 +179,16 @@ pub struct RequestReport {
     pub first_event_ms: Option<u64>,
     /// Time to the end.
     pub elapsed_ms: u64,
+    /// Unix milliseconds of the end.
+    pub ended_at_ms: u64,
     /// Tokens, where the provider told.
     pub input_tokens: Option<u64>,
     /// Tokens, where the provider told.
     pub output_tokens: Option<u64>,
     /// Cached input tokens, where the provider told.
     pub cached_tokens: Option<u64>,
+    /// Output tokens spent on reasoning, where the provider told.
+    pub reasoning_tokens: Option<u64>,
 }
 
 /// How a request ended.
@@ -201,4 +205,17 @@ pub enum RequestOutcome {
     Cancelled,
     /// Refused before any upstream was asked.
     Refused,
+}
+
+impl RequestOutcome {
+    /// The word for it, as in messages and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Incomplete => "incomplete",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Refused => "refused",
+        }
+    }
 }

@@ -141,6 +141,11 @@ impl Paths {
         self.state.join("stopped.json")
     }
 
+    /// Database of usage and incidents.
+    pub fn database(&self) -> PathBuf {
+        self.state.join("state.db")
+    }
+
     /// Local bearer token of one endpoint, 0600.
     pub fn token(&self, endpoint: &EndpointId) -> PathBuf {
         self.state.join("tokens").join(endpoint.as_str())

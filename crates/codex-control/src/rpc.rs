@@ -14,6 +14,7 @@
 //! | `endpoint.remove`, `endpoint.default` | [`EndpointParams`] | `null` |
 //! | `endpoint.start`, `endpoint.stop`, `endpoint.restart` | [`EndpointParams`] | [`EndpointStatus`] |
 //! | `endpoint.wake` | [`WakeParams`] | [`EndpointStatus`], once it answers |
+//! | `usage.show` | [`UsageParams`] | [`Usage`] |
 //! | `events.subscribe` | – | `null`, then `event` notifications with an [`Event`] each |
 
 use std::net::SocketAddr;
@@ -165,10 +166,78 @@ pub struct DaemonStatus {
     pub protection: Protection,
     /// State of `supervisor.toml`.
     pub settings: SettingsStatus,
+    /// State of `state.db`.
+    #[serde(default)]
+    pub database: DatabaseStatus,
     /// The endpoint used when a command names none.
     pub default_endpoint: Option<EndpointId>,
     /// Every endpoint, in the order of the file.
     pub endpoints: Vec<EndpointStatus>,
+}
+
+/// State of `state.db`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseStatus {
+    /// The file.
+    pub path: String,
+    /// Why nothing can be written to it at present.
+    pub problem: Option<Problem>,
+    /// Whether what happens is kept in memory only, until the supervisor ends.
+    pub is_in_memory: bool,
+    /// Damaged databases that were put aside, oldest first. They are the person's to delete.
+    pub put_aside: Vec<String>,
+    /// Rows that could not be written since the supervisor started.
+    pub rows_dropped_total: u64,
+}
+
+/// Asks for what was used.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UsageParams {
+    /// Unix milliseconds from which on; absent: everything that is kept.
+    pub since_ms: Option<u64>,
+}
+
+/// What was used.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Unix milliseconds from which on.
+    pub since_ms: u64,
+    /// A line for each endpoint and model, most requests first.
+    pub lines: Vec<UsageLine>,
+    /// How often each kind of failure ended a request, most frequent first.
+    pub failures: Vec<(String, u64)>,
+}
+
+/// What was used of one model over one endpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UsageLine {
+    /// The endpoint.
+    pub endpoint: String,
+    /// The model the provider was asked for.
+    pub model: String,
+    /// Requests that have ended.
+    pub requests: u64,
+    /// Those that failed or were refused.
+    pub failed: u64,
+    /// Those that Codex gave up itself.
+    pub cancelled: u64,
+    /// Those that needed more than one attempt.
+    pub retried: u64,
+    /// Input tokens, as far as the provider told; so with all tokens.
+    pub input_tokens: u64,
+    /// Output tokens.
+    pub output_tokens: u64,
+    /// Input tokens that the provider had cached.
+    pub cached_tokens: u64,
+    /// Output tokens spent on reasoning.
+    pub reasoning_tokens: u64,
+    /// Mean time to the first event, where there was one.
+    pub first_event_mean_ms: Option<u64>,
+    /// Mean time to the end.
+    pub elapsed_mean_ms: Option<u64>,
+    /// Unix milliseconds of the end of the last one.
+    pub last_at_ms: u64,
 }
 
 /// How well workers survive the supervisor.

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use codex_control::ipc::frame::WorkerCodec;
 use codex_control::ipc::{
@@ -221,8 +221,11 @@ fn report() -> RequestReport {
         request_bytes: 0,
         first_event_ms: Some(1),
         elapsed_ms: 2,
+        // Now, give or take: nobody looks closer.
+        ended_at_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() * 1000),
         input_tokens: None,
         output_tokens: None,
         cached_tokens: None,
+        reasoning_tokens: None,
     }
 }

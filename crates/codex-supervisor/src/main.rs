@@ -13,6 +13,7 @@
 //! | [`ports`], [`stand_in`] | listeners, and what answers where no worker may |
 //! | [`worker`], [`worker_socket`], [`probe`], [`memory`] | workers: their processes, what they say, their health |
 //! | [`control`], [`announce`] | the control socket and its events |
+//! | [`database`] | `state.db`: usage and incidents |
 //! | [`registry`], [`stopped`] | what is remembered: processes, the person's stops |
 //! | [`single`], [`systemd`], [`log`], [`clock`] | the lock, the service manager, log files, the time |
 
@@ -23,6 +24,7 @@ mod clock;
 mod configuration;
 mod control;
 mod daemon;
+mod database;
 mod event;
 mod lifecycle;
 mod log;

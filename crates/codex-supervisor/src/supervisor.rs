@@ -32,6 +32,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::announce::{Announcer, Line};
 use crate::configuration::{Configuration, Difference, Planned, differences};
+use crate::database::Database;
 use crate::event::{Event, Queue, Signal};
 use crate::lifecycle::{DRAIN_SLACK, TERMINATE_WITHIN};
 use crate::log::{self, LogLimits};
@@ -113,6 +114,7 @@ impl Supervisor {
             settings: configuration.settings.daemon.clone(),
             default_endpoint: configuration.settings.default_endpoint().cloned(),
             announcer: Announcer::new(),
+            database: Database::open(paths.database()),
             paths,
             environment,
             worker_program,
@@ -247,6 +249,7 @@ impl Supervisor {
     }
 
     fn keep_house(&mut self, now: Instant) {
+        self.services.database.flush();
         for id in self.endpoints.keys() {
             let path = self.services.paths.worker_log(id);
             if let Err(error) = log::rotate_shared(&path, &self.services.log_limits) {
@@ -424,13 +427,14 @@ impl Supervisor {
         gives_up
     }
 
-    fn clean_up(&self) {
+    fn clean_up(self) {
         if self.endpoints.values().all(Managed::is_idle) {
             let path = self.services.paths.registry();
             if let Err(error) = std::fs::remove_file(&path) {
                 debug!(%error, "no registry to remove");
             }
         }
+        self.services.database.close();
         info!("stopped");
     }
 }

@@ -37,9 +37,11 @@ impl Account {
                 request_bytes: 0,
                 first_event_ms: None,
                 elapsed_ms: 0,
+                ended_at_ms: 0,
                 input_tokens: None,
                 output_tokens: None,
                 cached_tokens: None,
+                reasoning_tokens: None,
             },
             started_at: Instant::now(),
             is_reported: false,
@@ -64,6 +66,7 @@ impl Account {
             self.report.input_tokens = Some(usage.input_tokens);
             self.report.output_tokens = Some(usage.output_tokens);
             self.report.cached_tokens = Some(usage.cached_tokens);
+            self.report.reasoning_tokens = Some(usage.reasoning_tokens);
             self.worker.metrics.tokens(usage.input_tokens, usage.output_tokens);
         }
         match &summary.outcome {
@@ -107,6 +110,7 @@ impl Account {
             return;
         }
         self.report.elapsed_ms = self.elapsed_ms();
+        self.report.ended_at_ms = now_unix_ms();
         self.worker.metrics.request_ended();
         let report = &self.report;
         tracing::info!(

@@ -12,6 +12,7 @@ mod rpc;
 mod run;
 mod status;
 mod token;
+mod usage;
 
 use clap::{Parser, Subcommand};
 use codex_control::EndpointId;
@@ -53,6 +54,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Launch(launch::Command),
     Token(token::Arguments),
+    Usage(usage::Arguments),
     Logs(logs::Arguments),
     Rpc(rpc::Arguments),
     Completions(completions::Arguments),
@@ -80,6 +82,7 @@ pub(crate) fn run(ctx: &Context, command: Command) -> Result<(), Failure> {
         Command::Restart(arguments) => run::restart(ctx, &arguments),
         Command::Launch(command) => launch::run(ctx, &command),
         Command::Token(arguments) => token::run(ctx, &arguments),
+        Command::Usage(arguments) => usage::run(ctx, &arguments),
         Command::Logs(arguments) => logs::run(ctx, &arguments),
         Command::Rpc(arguments) => rpc::run(ctx, &arguments),
         Command::Completions(arguments) => completions::run(ctx, &arguments),

@@ -7,6 +7,7 @@
 //! | [`probe`], [`http`] | trying an endpoint out, asking its worker |
 //! | [`key`] | where a key comes from |
 //! | [`program`] | finding other programs, running them for a moment |
+//! | [`since`] | how far back a question reaches |
 //! | [`output`], [`text`], [`failure`] | what is printed, for people and for programs |
 //!
 //! Deliberately absent: an asynchronous runtime, logging, an HTTP client library. A command that Codex runs before a
@@ -22,6 +23,7 @@ mod output;
 mod probe;
 mod program;
 mod service;
+mod since;
 mod text;
 
 use std::process::ExitCode;

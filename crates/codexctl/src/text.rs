@@ -49,6 +49,15 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
+/// A large number: `940`, `31.4 k`, `4.21 M`.
+pub(crate) fn amount(n: u64) -> String {
+    match n {
+        0..1_000 => n.to_string(),
+        1_000..1_000_000 => format!("{}.{} k", n / 1_000, n % 1_000 / 100),
+        _ => format!("{}.{:02} M", n / 1_000_000, n % 1_000_000 / 10_000),
+    }
+}
+
 /// A count with its noun: `1 model`, `12 models`.
 pub(crate) fn count(n: usize, noun: &str) -> String {
     if n == 1 { format!("{n} {noun}") } else { format!("{n} {noun}s") }
@@ -142,6 +151,10 @@ mod tests {
             (u64::MAX, "17179869183 GiB"),
         ] {
             assert_eq!(size(bytes), expected, "{bytes}");
+        }
+        for (n, expected) in [(0, "0"), (999, "999"), (31_400, "31.4 k"), (4_213_000, "4.21 M"), (1_000_000, "1.00 M")]
+        {
+            assert_eq!(amount(n), expected);
         }
         assert_eq!((count(1, "model"), count(0, "model")), ("1 model".to_owned(), "0 models".to_owned()));
     }

@@ -10,7 +10,7 @@ use codex_control::ipc::Problem;
 use codex_control::report::{self, Hinted};
 use codex_control::rpc::{
     DaemonStatus, EndpointParams, EndpointState, EndpointStatus, Protection, RpcError, SetParams, SettingsStatus,
-    WAKE_TIMEOUT_MS_MAX, WakeParams, code,
+    UsageParams, WAKE_TIMEOUT_MS_MAX, WakeParams, code,
 };
 use codex_control::settings::edit::{self, Edit, EditError};
 use codex_control::settings::{EndpointSettings, SETTINGS_BYTES_MAX, Settings};
@@ -21,10 +21,11 @@ use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use super::{Supervisor, Waiter};
+use crate::database::usage;
 use crate::event::Call;
 
 /// Every method, for suggestions. `events.subscribe` is answered by the control socket itself.
-const METHODS: [&str; 14] = [
+const METHODS: [&str; 15] = [
     "daemon.status",
     "daemon.reload",
     "daemon.stop",
@@ -38,6 +39,7 @@ const METHODS: [&str; 14] = [
     "endpoint.stop",
     "endpoint.restart",
     "endpoint.wake",
+    "usage.show",
     "events.subscribe",
 ];
 
@@ -48,8 +50,10 @@ impl Supervisor {
         let Call { request, answer } = call;
         debug!(method = request.method, "called");
         self.sample_memory(now);
-        if request.method == "endpoint.wake" {
-            return self.wake(request.params, answer, now);
+        match request.method.as_str() {
+            "endpoint.wake" => return self.wake(request.params, answer, now),
+            "usage.show" => return self.show_usage(request.params, answer),
+            _ => {}
         }
         let result = self.answer(&request.method, request.params, now);
         if answer.send(result).is_err() {
@@ -169,6 +173,18 @@ impl Supervisor {
             Err(error) => {
                 let _ = answer.send(Err(error)); // fails only when the caller has gone
             }
+        }
+    }
+
+    fn show_usage(&mut self, params: Value, answer: oneshot::Sender<Answer>) {
+        match read(params) {
+            Ok(UsageParams { since_ms }) => {
+                // What has gathered counts, too.
+                self.services.database.flush();
+                let since_ms = since_ms.unwrap_or_default();
+                self.services.database.answer(answer, move |connection| usage::summary(connection, since_ms));
+            }
+            Err(error) => drop(answer.send(Err(error))), // fails only when the caller has gone
         }
     }
 
@@ -316,6 +332,7 @@ impl Supervisor {
                 path: self.services.paths.settings().display().to_string(),
                 problem: self.configuration.problem.clone(),
             },
+            database: self.services.database.status(),
             default_endpoint: self.services.default_endpoint.clone(),
             endpoints: self.statuses(),
         }

@@ -29,6 +29,7 @@ use tracing::{debug, error, info, warn};
 use super::services::Services;
 use crate::clock::unix_ms;
 use crate::configuration::Planned;
+use crate::database::usage;
 use crate::event::{Connected, Event, WorkerId};
 use crate::lifecycle::{Command, HANDOVER_WITHIN, KillReason, Lifecycle, Phase, Wanted};
 use crate::ports::{self, BindError};
@@ -625,7 +626,7 @@ impl Managed {
                     self.counters = counters;
                 }
             }
-            FromWorker::Finished(report) => finished(&self.id, &report, services),
+            FromWorker::Finished(report) => finished(&self.id, *report, services),
             FromWorker::Problem(problem) => {
                 worker.problem = problem;
                 worker.has_settled = true;
@@ -865,16 +866,10 @@ fn listening(descriptor: OwnedFd) -> Option<(TcpListener, SocketAddr)> {
     Some((listener, address))
 }
 
-/// One line in the log, and an event, for each request.
-fn finished(id: &EndpointId, report: &RequestReport, services: &mut Services) {
-    let RequestReport { request, model, status, attempts, elapsed_ms, .. } = report;
-    let outcome = match report.outcome {
-        RequestOutcome::Completed => "completed",
-        RequestOutcome::Incomplete => "incomplete",
-        RequestOutcome::Failed => "failed",
-        RequestOutcome::Cancelled => "cancelled",
-        RequestOutcome::Refused => "refused",
-    };
+/// One line in the log, an event and a row for each request.
+fn finished(id: &EndpointId, report: RequestReport, services: &mut Services) {
+    let RequestReport { request, model, status, attempts, elapsed_ms, .. } = &report;
+    let outcome = report.outcome.name();
     let (attempt, fault) = (attempts, report.failure.as_deref());
     match report.outcome {
         RequestOutcome::Completed | RequestOutcome::Cancelled => {
@@ -888,6 +883,7 @@ fn finished(id: &EndpointId, report: &RequestReport, services: &mut Services) {
         Some(message) => format!("a request to `{id}` {outcome}: {message}"),
         None => format!("a request to `{id}` {outcome}"),
     };
-    let detail = serde_json::to_value(report).unwrap_or_default();
+    let detail = serde_json::to_value(&report).unwrap_or_default();
     services.announcer.tell("request.finished", Some(id), message, detail);
+    services.database.request_ended(usage::Row { endpoint: id.clone(), report });
 }

@@ -10,6 +10,7 @@ use codex_control::paths::Paths;
 use codex_control::settings::DaemonSettings;
 
 use crate::announce::Announcer;
+use crate::database::Database;
 use crate::event::Queue;
 use crate::lifecycle::Limits;
 use crate::log::LogLimits;
@@ -32,6 +33,8 @@ pub(super) struct Services {
     pub(super) queue: Queue,
     /// Who wants to know.
     pub(super) announcer: Announcer,
+    /// What outlives us.
+    pub(super) database: Database,
     /// The service manager's store of listeners.
     pub(super) store: Store,
     /// The endpoints' ports.

@@ -8,7 +8,7 @@ use codex_control::process;
 use serde_json::{Value, json};
 
 use crate::endpoint;
-use crate::home::{Home, get, refused};
+use crate::home::{Home, Supervisor, get, refused, wait_for};
 
 #[test]
 fn what_cannot_be_done_is_told_with_its_remedy() {
@@ -133,6 +133,31 @@ fn events_tell_what_happens() {
     read_until("worker.ended");
     assert_eq!(seen, ["request.finished", "endpoint.state", "worker.ended"]);
     assert_eq!(reader.call("endpoint.list", Value::Null)[0]["state"], "stopped", "a subscriber may still call");
+    supervisor.stop();
+}
+
+#[test]
+fn what_was_used_outlives_the_supervisor_and_a_damaged_database_stops_nothing() {
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    get(supervisor.wake("a"), "/stream/1").unwrap();
+    let used = |supervisor: &Supervisor<'_>| supervisor.call("usage.show", json!({}))["lines"].clone();
+    let lines =
+        wait_for("the request to be counted", || Some(used(&supervisor)).filter(|lines| lines[0] != Value::Null));
+    assert_eq!((&lines[0]["endpoint"], &lines[0]["requests"]), (&json!("a"), &json!(1)));
+    supervisor.stop();
+
+    let supervisor = home.start();
+    assert_eq!(used(&supervisor), lines);
+    supervisor.stop();
+
+    std::fs::write(home.state("state.db"), "not a database, and longer than the head of one, so that it is looked at")
+        .unwrap();
+    let supervisor = home.start();
+    get(supervisor.wake("a"), "/stream/1").unwrap();
+    wait_for("the new database", || (used(&supervisor)[0]["requests"] == 1).then_some(()));
+    let database = supervisor.call("daemon.status", Value::Null)["database"].clone();
+    assert_eq!((&database["problem"], database["put_aside"].as_array().map(Vec::len)), (&Value::Null, Some(1)));
     supervisor.stop();
 }
 

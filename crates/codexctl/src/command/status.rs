@@ -193,6 +193,13 @@ fn shown(status: &DaemonStatus, chain: &Chain, now_ms: u64) -> String {
         let message = format!("settings: {}; the last good ones stay in force", problem.message);
         parts.push(told(&message, problem.hint.as_deref()));
     }
+    if let Some(problem) = &status.database.problem {
+        parts.push(told(&problem.message, problem.hint.as_deref()));
+    }
+    if let [.., latest] = &status.database.put_aside[..] {
+        let message = format!("a damaged database was put aside as `{latest}`");
+        parts.push(told(&message, Some("delete it when nothing in it is missed; a new one is in use")));
+    }
     if status.default_endpoint.is_none() && status.endpoints.len() > 1 {
         parts.push(told("no default endpoint is chosen", Some("`codexctl endpoint default ENDPOINT` chooses one")));
     }
