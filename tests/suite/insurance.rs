@@ -54,39 +54,87 @@ fn failures_before_the_answer_are_not_seen() {
     });
 }
 
-#[test]
-fn a_long_wait_is_shown_and_does_not_end_the_turn() {
+/// The provider is silent for twenty seconds, in the first turn before a tool call.
+fn a_long_wait_does_not_end_the_turn(script: Script) {
     let provider = FakeProvider::start(
-        script().turn(When::user("Think long."), [Step::PauseMs(20_000), Step::text("Thought through.")]),
+        script
+            .key(PROVIDER_KEY)
+            .turn(
+                When::user("Think long."),
+                [Step::PauseMs(20_000), Step::shell("echo ran >> ran.txt; echo half-$((1+1))")],
+            )
+            .turn(When::tool("half-2"), [Step::text("Thought through.")]),
     );
     let home = SandboxHome::with_provider(&provider);
     let run = home.exec(&["Think long."]);
     run.assert_clean(&provider);
     assert_eq!(run.answer(), "Thought through.");
-    assert_eq!(provider.requests().len(), 1);
+    assert_eq!(home.read("work/ran.txt"), "ran\n");
+    assert_eq!(provider.requests().len(), 2, "{}", outline(&provider.requests()));
 }
 
 #[test]
-fn a_refused_parameter_is_left_out_and_remembered() {
-    let refusal = error(
-        "Unrecognized request argument supplied: stream_options",
-        json!({ "param": "stream_options", "type": "invalid_request_error" }),
-    );
+fn a_long_wait_at_chat_completions_does_not_end_the_turn() {
+    a_long_wait_does_not_end_the_turn(Script::new());
+}
+
+#[test]
+fn a_long_wait_at_anthropic_does_not_end_the_turn() {
+    a_long_wait_does_not_end_the_turn(Script::anthropic());
+}
+
+#[test]
+fn a_long_wait_at_a_native_provider_does_not_end_the_turn() {
+    a_long_wait_does_not_end_the_turn(Script::responses());
+}
+
+/// The provider refuses `parameter` with `refusal`, once; after that it is never sent again.
+fn a_refused_parameter_is_left_out_and_remembered(script: Script, refusal: &Value, parameter: &str) {
     let provider = FakeProvider::start(
-        script()
-            .turn(When::user("First."), [Step::status(400, &refusal)])
-            .turn(When::user("First."), [Step::text("One.")])
+        script
+            .key(PROVIDER_KEY)
+            .turn(When::user("First."), [Step::status(400, refusal)])
+            .turn(When::user("First."), [Step::shell("echo ran >> ran.txt; echo one-$((1+1))")])
+            .turn(When::tool("one-2"), [Step::text("One.")])
             .turn(When::user("Second."), [Step::text("Two.")]),
     );
     let home = SandboxHome::with_provider(&provider);
     let first = home.exec(&["First."]);
     let second = home.exec(&["Second."]);
+    first.assert_clean(&provider);
     second.assert_clean(&provider);
     assert_eq!((first.answer(), second.answer()), ("One.", "Two."));
+    assert_eq!(home.read("work/ran.txt"), "ran\n");
+    let member = format!("\"{parameter}\":");
     let has_it: Vec<bool> =
-        provider.requests().iter().map(|request| request.body.get("stream_options").is_some()).collect();
-    assert_eq!(has_it, [true, false, false], "what helped once is done at once the next time");
+        provider.requests().iter().map(|request| request.body.to_string().contains(&member)).collect();
+    assert_eq!(has_it, [true, false, false, false], "what helped once is done at once the next time");
     home.wait_state("scripted", EndpointState::Running);
+}
+
+#[test]
+fn a_parameter_refused_by_chat_completions_is_left_out_and_remembered() {
+    let refusal = error(
+        "Unrecognized request argument supplied: stream_options",
+        json!({ "param": "stream_options", "type": "invalid_request_error" }),
+    );
+    a_refused_parameter_is_left_out_and_remembered(Script::new(), &refusal, "stream_options");
+}
+
+#[test]
+fn a_parameter_refused_by_anthropic_is_left_out_and_remembered() {
+    let message = "system.0.cache_control: Extra inputs are not permitted";
+    let refusal = json!({ "type": "error", "error": { "type": "invalid_request_error", "message": message } });
+    a_refused_parameter_is_left_out_and_remembered(Script::anthropic(), &refusal, "cache_control");
+}
+
+#[test]
+fn a_parameter_refused_by_a_native_provider_is_left_out_and_remembered() {
+    let refusal = error(
+        "Unsupported parameter: 'parallel_tool_calls' is not supported with this model.",
+        json!({ "param": "parallel_tool_calls", "type": "invalid_request_error", "code": "unsupported_parameter" }),
+    );
+    a_refused_parameter_is_left_out_and_remembered(Script::responses(), &refusal, "parallel_tool_calls");
 }
 
 #[test]

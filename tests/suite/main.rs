@@ -4,20 +4,26 @@
 //! |---|---|
 //! | `codex` | the real Codex CLI does each kind of work through real processes, in each wire protocol |
 //! | `protocols` | what each protocol demands beyond that: signatures, a thread that changes its provider, its own errors |
+//! | `carried` | long histories arrive at the provider unharmed, and a compacted one in their place |
 //! | `survival` | a worker is killed under a running task, and Codex does not notice |
 //! | `bad_input` | every mistake gets a message for a person and the right answer for Codex |
 //! | `insurance` | a provider fails before its answer begins, and Codex does not notice |
 //! | `sweep` | thousands of failures, each kind at each place of an answer: no answer is broken, no call in part or twice |
+//! | `load` | many streams at once, each answer checked, and the worker no larger at the end |
 //! | `systemd` | under a real systemd: ready by notify, Codex works, a stop leaves nothing |
 //! | `edges` | who may depend on whom |
+//! | `standalone` | (not a suite) a worker without a supervisor |
 //! | `provider` | the scripted provider is as strict, and as odd on the wire, as it claims |
 
 mod bad_input;
+mod carried;
 mod codex;
 mod edges;
 mod insurance;
+mod load;
 mod protocols;
 mod provider;
+mod standalone;
 mod survival;
 mod sweep;
 mod systemd;

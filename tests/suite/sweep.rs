@@ -10,7 +10,7 @@
 //! - a failure after that ends the answer as failed, in a way that makes Codex ask again, unless the answer was whole.
 
 mod samples;
-mod upstream;
+pub(crate) mod upstream;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -22,15 +22,14 @@ use std::time::Instant;
 
 use codex_control::tables::Protocol;
 use codex_translate::checker::{self, Transcript};
-use e2e::home::{DEADLINE, Running, SandboxHome, binary};
-use e2e::http::{self, Answer};
-use e2e::until::until;
+use e2e::home::SandboxHome;
+use e2e::http::Answer;
 use serde_json::json;
 
+use crate::standalone::{PROTOCOLS, Worker};
 use samples::{Said, Sample};
 use upstream::{CASE_DIGITS, CASE_MARK, Case, Fault, Words};
 
-const PROTOCOLS: [Protocol; 3] = [Protocol::ChatCompletions, Protocol::AnthropicMessages, Protocol::Responses];
 /// Requests at a time.
 const CONCURRENT: usize = 64;
 /// Random places for each answer and fault, beside the boundaries of its events.
@@ -177,26 +176,9 @@ struct Workers {
     hasty: Vec<Worker>,
 }
 
-struct Worker {
-    protocol: Protocol,
-    address: SocketAddr,
-    bearer: String,
-    _process: Running,
-}
-
 impl Workers {
     fn start(home: &SandboxHome, provider: SocketAddr) -> Self {
-        let start = |name: &str, limits: &str| -> Vec<Worker> {
-            let mut settings = limits.to_owned();
-            for protocol in PROTOCOLS.map(Protocol::name) {
-                let _ = write!(
-                    settings,
-                    "[[endpoint]]\nid = \"{protocol}\"\nprotocol = \"{protocol}\"\nbase_url = \"http://{provider}/v1\"\ndefault_model = \"scripted\"\nauth = {{ kind = \"none\" }}\n"
-                ); // writing to a String cannot fail
-            }
-            home.write(&format!("{name}.toml"), &settings);
-            PROTOCOLS.map(|protocol| Worker::start(home, name, protocol)).into()
-        };
+        let start = |name: &str, limits: &str| Worker::start_all(home, provider, name, limits);
         Self {
             usual: start("usual", ""),
             hasty: start("hasty", "[worker]\nconnect_timeout_s = 1\nfirst_byte_timeout_s = 2\nidle_timeout_s = 3\n"),
@@ -217,27 +199,7 @@ impl Workers {
             // With tools the worker waits a minute longer for the first byte.
             body["tools"] = json!([{ "type": "function", "name": "exec_command", "description": "runs", "strict": false, "parameters": { "type": "object", "properties": { "cmd": { "type": "string" } } } }]);
         }
-        let headers = [("authorization", worker.bearer.as_str()), ("content-type", "application/json")];
-        http::request(worker.address, "POST", "/v1/responses", &headers, body.to_string().as_bytes())
-            .map_err(|error| format!("no answer: {error}"))
-    }
-}
-
-impl Worker {
-    fn start(home: &SandboxHome, settings: &str, protocol: Protocol) -> Self {
-        let token = home.path(&format!("{settings}-{}.token", protocol.name()));
-        let mut command = home.command(binary("codex-worker"));
-        command.env("CODEX_SUPERVISOR_LOG", "warn");
-        command.arg("--endpoint").arg(home.path(&format!("{settings}.toml")));
-        command.args(["--endpoint-id", protocol.name(), "--listen", "127.0.0.1:0", "--token-file"]).arg(&token);
-        let process = home.spawn(command);
-        let address = until("the worker", DEADLINE, || {
-            let stdout = process.stdout();
-            let line = stdout.lines().find_map(|line| line.strip_prefix("listening on http://"));
-            line.and_then(|line| line.strip_suffix("/v1")?.parse().ok())
-        });
-        let token = std::fs::read_to_string(token).expect("the worker has made its token");
-        Self { protocol, address, bearer: format!("Bearer {}", token.trim()), _process: process }
+        worker.ask(&body.to_string())
     }
 }
 

@@ -86,15 +86,7 @@ fn body(size: usize) -> Vec<u8> {
 
 fn benchmarks(criterion: &mut Criterion) {
     let chat = Profile { replay: Replay::ReasoningContent, ..Profile::default() };
-    let target = Target {
-        provider: "bench".into(),
-        model: "bench".into(),
-        context_window: 0,
-        images: true,
-        chat,
-        anthropic: codex_translate::anthropic::Profile::default(),
-        seal_key: [0; 32],
-    };
+    let target = Target { chat, ..Target::new("bench", "bench") };
     let mut group = criterion.benchmark_group("request");
     for (name, size) in [("2KB", 2_000), ("60KB", 60_000), ("1MB", 1_000_000)] {
         let body = body(size);

@@ -41,7 +41,7 @@ fn reply() -> Reply {
             model: "glm-4.7".to_owned(),
         },
         tools: tools.clone(),
-        origin: Origin { provider: "zai".to_owned(), model: "glm-4.7".to_owned() },
+        origin: Origin { provider: "zai".to_owned(), model: "glm-4.7".to_owned(), account: String::new() },
         seal_key: [7; 32],
         known_call_ids: HashSet::new(),
         show_reasoning: true,

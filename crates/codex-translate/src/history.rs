@@ -14,7 +14,8 @@
 //! Nothing else moves, and nothing is copied.
 
 pub mod call_ids;
-mod compaction;
+pub(crate) mod compaction;
+pub mod earlier;
 mod edits;
 pub mod fit;
 pub(crate) mod stand_in;

@@ -7,12 +7,80 @@
 
 mod request;
 
-pub use request::{Thoughts, encode};
+pub use request::encode;
 
 use serde_json::Value;
 
+use crate::failure::Repair;
 use crate::reply::{Outcome, Progress, Summary};
 use crate::{EndCause, Failure, FailureClass, Frame, Usage, json, sse};
+
+/// What a provider does not take, though it speaks the same protocol. Nothing by default: all of it is learned from
+/// refusals.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Profile {
+    /// No reasoning of the history goes along, after the provider has refused some that it did not make itself.
+    /// Otherwise what is not ours does: it is this provider's own, as far as can be told.
+    pub forget_reasoning: bool,
+    /// Members that are never sent: `store`, or inside of one `reasoning.summary`.
+    pub omit: Vec<String>,
+}
+
+/// What a body can do without.
+const OPTIONAL_MEMBERS: [&str; 15] = [
+    "include",
+    "max_output_tokens",
+    "max_tool_calls",
+    "metadata",
+    "parallel_tool_calls",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "reasoning",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "temperature",
+    "text",
+    "tool_choice",
+    "top_p",
+];
+
+impl Profile {
+    /// Changes the dialect as a refusal asks for; `false` if that would not change anything in the request.
+    pub fn apply(&mut self, repair: &Repair) -> bool {
+        let before = self.clone();
+        match repair {
+            Repair::Drop(parameter) => self.drop_parameter(parameter),
+            Repair::ForgetThinking => self.forget_reasoning = true,
+            // The form is the protocol's own.
+            Repair::CleanSchema
+            | Repair::StringContent
+            | Repair::ReasoningContentRequired
+            | Repair::MergeSystem
+            | Repair::RefreshToken
+            | Repair::CreateSession
+            | Repair::StartNewRun => {}
+        }
+        *self != before
+    }
+
+    fn drop_parameter(&mut self, parameter: &str) {
+        let path = parameter.strip_prefix("body.").unwrap_or(parameter);
+        let (member, inside) = path.split_once('.').unwrap_or((path, ""));
+        if OPTIONAL_MEMBERS.contains(&member) && !inside.contains('.') && !self.omits(path) {
+            self.omit.push(path.to_owned());
+        }
+    }
+
+    fn omits(&self, path: &str) -> bool {
+        self.omit.iter().any(|omitted| omitted == path)
+    }
+
+    fn omits_inside(&self, member: &str) -> bool {
+        let is_inside = |path: &String| path.strip_prefix(member).is_some_and(|rest| rest.starts_with('.'));
+        self.omit.iter().any(is_inside)
+    }
+}
 
 /// How far into a payload without an `event:` line its type is looked for; every known writer puts it first.
 const TYPE_BYTES_MAX: usize = 256;
@@ -85,7 +153,7 @@ impl Sniffer {
             )),
             EndCause::Failed(failure) => Outcome::Failed(failure),
         });
-        Summary { outcome, usage: self.usage, unreadable_frames: 0, first_unreadable: None }
+        Summary { outcome, usage: self.usage, output: Vec::new(), unreadable_frames: 0, first_unreadable: None }
     }
 
     fn note(&mut self, seen: Seen) {

@@ -75,6 +75,8 @@ pub struct Summary {
     pub outcome: Outcome,
     /// Token counts, when the provider gave them.
     pub usage: Option<Usage>,
+    /// The finished items of the answer, as JSON, separated by commas; empty for a native answer, which was only watched.
+    pub output: Vec<u8>,
     /// Frames that could not be read.
     pub unreadable_frames: u64,
     /// What the first of them began with.
@@ -196,13 +198,17 @@ impl Reply {
     /// Like [`end`](Self::end) at the end of a body, except that a failure before anything is visible writes nothing:
     /// then this is `None` and [`pending_failure`](Self::pending_failure) says why.
     pub fn end_of_attempt(&mut self, out: &mut Vec<u8>) -> Option<Summary> {
+        self.end_of_body(out);
+        self.rest.pending.is_none().then(|| self.rest.summary())
+    }
+
+    fn end_of_body(&mut self, out: &mut Vec<u8>) {
         if !self.rest.is_settled() {
             match self.read_end(out) {
                 Ok(()) => self.rest.end(None, out),
                 Err(error) => self.rest.fail(Failure::new(FailureClass::Malformed, error.to_string()), out),
             }
         }
-        self.rest.pending.is_none().then(|| self.rest.summary())
     }
 
     /// The upstream's bytes are over: writes what is left and the terminal event, if it was not written yet.
@@ -215,7 +221,7 @@ impl Reply {
             EndCause::Failed(failure) => Some(failure),
         };
         match &cause {
-            None => _ = self.end_of_attempt(out),
+            None => self.end_of_body(out),
             // Half an event at a broken connection says nothing; at the end of a body it only lacks its line end.
             Some(cause) => self.rest.end(Some(cause), out),
         }
@@ -416,10 +422,11 @@ impl Rest {
         self.outcome = Some(Outcome::Failed(failure));
     }
 
-    fn summary(&self) -> Summary {
+    fn summary(&mut self) -> Summary {
         Summary {
             outcome: self.outcome.clone().unwrap_or_else(|| Outcome::Failed(no_answer())),
             usage: self.emitter.usage().filter(Usage::is_known),
+            output: self.emitter.take_output(),
             unreadable_frames: self.unreadable_frames,
             first_unreadable: self.first_unreadable.clone(),
         }

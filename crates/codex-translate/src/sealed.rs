@@ -2,8 +2,8 @@
 //!
 //! Codex is stateless towards us and echoes that field byte for byte, so whatever an upstream wants back on the next
 //! turn travels there: `cxp1:` + base64url(tag + JSON). The tag (HMAC-SHA256) proves that we wrote it, so that a
-//! client cannot make us speak for a provider; the origin inside says which provider and model it belongs to, because
-//! state of one model is noise, or an error, to another.
+//! client cannot make us speak for a provider; the origin inside says which provider, model and account it belongs to,
+//! because state of one is noise, or an error, to another.
 //!
 //! It hides nothing: the parts are what the model said to its own user. Damaged, forged and foreign state is ignored,
 //! never an error, since Codex may drop or shorten old reasoning at any time.
@@ -25,8 +25,10 @@ pub const PREFIX: &str = "cxp1:";
 /// output limit, and everything in it is sent again with each request.
 pub const SEALED_BYTES_MAX: usize = 1 << 20;
 
-/// Version of the JSON inside.
-const VERSION: u8 = 1;
+/// Version of the JSON inside. Version 1 knew no account: what it sealed is of use only where foreign state is.
+const VERSION: u8 = 2;
+/// The oldest version that is still read.
+const VERSION_MIN: u8 = 1;
 
 /// Bytes of an HMAC-SHA256 tag.
 const TAG_BYTES: usize = 32;
@@ -67,6 +69,17 @@ pub struct Origin {
     pub provider: String,
     /// The upstream's name of the model, as in [`crate::Target::model`].
     pub model: String,
+    /// The account there, as in [`crate::Target::account`].
+    pub account: String,
+}
+
+/// A name for the account that `secret` opens, by which accounts are told apart and nothing else is told: without `key`,
+/// which never leaves this machine, it cannot be tried whether a guessed secret fits.
+pub fn account(key: &[u8; 32], secret: &[u8]) -> String {
+    /// Enough to tell a person's accounts apart.
+    const BYTES: usize = 8;
+    let tag = mac(key, secret).finalize().into_bytes();
+    tag[..BYTES].iter().fold(String::with_capacity(2 * BYTES), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// What a sealed text turned out to be.
@@ -74,7 +87,8 @@ pub struct Origin {
 pub enum Opened {
     /// Ours, and for this very origin.
     Ours(Vec<Part>),
-    /// Ours, but made by another provider or model: at most its readable text is of use.
+    /// Ours, but made by another provider, model or account, or by an earlier version: at most its readable text is of
+    /// use.
     Foreign(Vec<Part>),
     /// Not ours: another product's state, damaged, forged, of a later version, or too long.
     Unknown,
@@ -85,6 +99,8 @@ struct Envelope<'a> {
     v: u8,
     provider: Cow<'a, str>,
     model: Cow<'a, str>,
+    #[serde(default)]
+    account: Cow<'a, str>,
     parts: Vec<Packed<'a>>,
 }
 
@@ -124,6 +140,7 @@ fn seal_all(key: &[u8; 32], origin: &Origin, parts: &[&Part]) -> String {
         v: VERSION,
         provider: Cow::Borrowed(&origin.provider),
         model: Cow::Borrowed(&origin.model),
+        account: Cow::Borrowed(&origin.account),
         parts: parts.iter().map(|part| Packed::from(*part)).collect(),
     };
     let mut bytes = vec![0; TAG_BYTES];
@@ -152,17 +169,21 @@ fn try_open(key: &[u8; 32], origin: &Origin, text: &str) -> Option<Opened> {
     let (tag, json) = bytes.split_at_checked(TAG_BYTES)?;
     mac(key, json).verify_slice(tag).ok()?;
     let envelope: Envelope<'_> = serde_json::from_slice(json).ok()?;
-    if envelope.v != VERSION {
+    if !(VERSION_MIN..=VERSION).contains(&envelope.v) {
         return None;
     }
-    let ours = envelope.provider == origin.provider && envelope.model == origin.model;
+    let Origin { provider, model, account } = origin;
+    let ours = envelope.v == VERSION
+        && envelope.provider == *provider
+        && envelope.model == *model
+        && envelope.account == *account;
     let parts = envelope.parts.into_iter().map(Part::from).collect();
     Some(if ours { Opened::Ours(parts) } else { Opened::Foreign(parts) })
 }
 
-fn mac(key: &[u8; 32], json: &[u8]) -> Hmac<Sha256> {
+fn mac(key: &[u8; 32], bytes: &[u8]) -> Hmac<Sha256> {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
-    mac.update(json);
+    mac.update(bytes);
     mac
 }
 
@@ -223,7 +244,7 @@ mod tests {
     const KEY: [u8; 32] = [7; 32];
 
     fn origin() -> Origin {
-        Origin { provider: "zai".into(), model: "glm-4.7".into() }
+        Origin { provider: "zai".into(), model: "glm-4.7".into(), account: "3f2a".into() }
     }
 
     fn parts() -> Vec<Part> {
@@ -245,13 +266,23 @@ mod tests {
     }
 
     #[test]
-    fn state_of_another_model_or_provider_is_foreign() {
+    fn state_of_another_model_provider_or_account_is_foreign() {
         let sealed = seal(&KEY, &origin(), &parts());
-        for other in
-            [Origin { model: "glm-5".into(), ..origin() }, Origin { provider: "openrouter".into(), ..origin() }]
-        {
-            assert_eq!(open(&KEY, &other, &sealed), Opened::Foreign(parts()));
+        for other in [
+            Origin { model: "glm-5".into(), ..origin() },
+            Origin { provider: "openrouter".into(), ..origin() },
+            Origin { account: String::new(), ..origin() },
+        ] {
+            assert_eq!(open(&KEY, &other, &sealed), Opened::Foreign(parts()), "{other:?}");
         }
+    }
+
+    #[test]
+    fn accounts_are_told_apart_and_their_secrets_are_not_told() {
+        let names = [account(&KEY, b"sk-one"), account(&KEY, b"sk-two"), account(&[8; 32], b"sk-one")];
+        assert!(names.iter().all(|name| name.len() == 16 && !name.contains("one")), "{names:?}");
+        assert!(names[0] != names[1] && names[0] != names[2], "{names:?}");
+        assert_eq!(names[0], account(&KEY, b"sk-one"));
     }
 
     #[test]
@@ -277,13 +308,26 @@ mod tests {
         }
     }
 
+    fn sealed_as(json: &str) -> String {
+        let mut bytes = mac(&KEY, json.as_bytes()).finalize().into_bytes().to_vec();
+        bytes.extend_from_slice(json.as_bytes());
+        format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))
+    }
+
     #[test]
     fn a_later_version_is_unknown() {
-        let json = br#"{"v":2,"provider":"zai","model":"glm-4.7","parts":[]}"#;
-        let mut bytes = mac(&KEY, json).finalize().into_bytes().to_vec();
-        bytes.extend_from_slice(json);
-        let text = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes));
+        let text = sealed_as(r#"{"v":3,"provider":"zai","model":"glm-4.7","account":"3f2a","parts":[]}"#);
         assert_eq!(open(&KEY, &origin(), &text), Opened::Unknown);
+    }
+
+    /// Sessions outlive releases: what an earlier one sealed is still read, as state from elsewhere.
+    #[test]
+    fn state_of_the_first_version_is_foreign_even_where_there_is_no_account() {
+        let text = sealed_as(r#"{"v":1,"provider":"zai","model":"glm-4.7","parts":[{"k":"summary","text":"s"}]}"#);
+        for account in ["3f2a", ""] {
+            let origin = Origin { account: account.into(), ..origin() };
+            assert_eq!(open(&KEY, &origin, &text), Opened::Foreign(vec![Part::Summary("s".into())]));
+        }
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub struct Target {
     pub provider: String,
     /// The upstream's name of the model.
     pub model: String,
+    /// Whose account it is, by a name that tells nothing (see [`crate::sealed::account`]); empty where there is none.
+    pub account: String,
     /// The model's context window in tokens; 0 if it is not known. What does not fit into it is shortened, see
     /// [`crate::history::fit`].
     pub context_window: u64,
@@ -20,27 +22,46 @@ pub struct Target {
     pub chat: crate::chat::Profile,
     /// Anthropic Messages dialect.
     pub anthropic: crate::anthropic::Profile,
+    /// Dialect of the Responses API itself.
+    pub native: crate::native::Profile,
     /// Key that authenticates sealed state, so that a client cannot forge it.
     pub seal_key: [u8; 32],
 }
 
 impl Target {
+    /// A target of which nothing is known: the portable dialects, a window without limit.
+    pub fn new(provider: impl Into<String>, model: impl Into<String>) -> Self {
+        Self {
+            provider: provider.into(),
+            model: model.into(),
+            account: String::new(),
+            context_window: 0,
+            images: true,
+            chat: crate::chat::Profile::default(),
+            anthropic: crate::anthropic::Profile::default(),
+            native: crate::native::Profile::default(),
+            seal_key: [0; 32],
+        }
+    }
+
     /// Where state comes from that this target's answer carries, and the only state it is given back.
     pub fn origin(&self) -> Origin {
-        Origin { provider: self.provider.clone(), model: self.model.clone() }
+        Origin { provider: self.provider.clone(), model: self.model.clone(), account: self.account.clone() }
     }
 }
 
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { provider, model, context_window, images, chat, anthropic, seal_key: _ } = self;
+        let Self { provider, model, account, context_window, images, chat, anthropic, native, seal_key: _ } = self;
         f.debug_struct("Target")
             .field("provider", provider)
             .field("model", model)
+            .field("account", account)
             .field("context_window", context_window)
             .field("images", images)
             .field("chat", chat)
             .field("anthropic", anthropic)
+            .field("native", native)
             .field("seal_key", &"…")
             .finish()
     }

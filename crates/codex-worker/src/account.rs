@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use codex_control::ipc::{FromWorker, LastFailure, RequestOutcome, RequestReport};
 use codex_control::redact;
+use codex_translate::history::earlier;
 use codex_translate::reply::Outcome;
 use codex_translate::{Failure, Summary};
 use http::StatusCode;
@@ -16,6 +17,8 @@ use crate::worker::{Worker, now_unix_ms};
 pub(crate) struct Account {
     worker: Arc<Worker>,
     pub(crate) report: RequestReport,
+    /// The items of the conversation that the answer continues, where the client wants both to be kept.
+    pub(crate) conversation: Option<Vec<u8>>,
     started_at: Instant,
     is_reported: bool,
 }
@@ -43,6 +46,7 @@ impl Account {
                 cached_tokens: None,
                 reasoning_tokens: None,
             },
+            conversation: None,
             started_at: Instant::now(),
             is_reported: false,
         }
@@ -62,6 +66,13 @@ impl Account {
 
     /// The answer has ended by itself.
     pub(crate) fn ended(&mut self, summary: &Summary) {
+        if let Some(mut conversation) = self.conversation.take()
+            && summary.outcome == Outcome::Completed
+        {
+            earlier::append(&mut conversation, &summary.output);
+            let (mut earlier, now_ms) = self.worker.earlier();
+            earlier.keep(now_ms, &self.response_id(), conversation);
+        }
         if let Some(usage) = &summary.usage {
             self.report.input_tokens = Some(usage.input_tokens);
             self.report.output_tokens = Some(usage.output_tokens);

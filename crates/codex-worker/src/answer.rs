@@ -75,7 +75,13 @@ pub(crate) fn json(status: StatusCode, value: &Value) -> Response<Body> {
 
 /// An error in OpenAI's shape.
 pub(crate) fn error(status: StatusCode, code: &str, message: &str) -> Response<Body> {
-    json(status, &json!({"error": {"message": message, "type": "invalid_request_error", "code": code, "param": null}}))
+    error_about(status, code, message, None)
+}
+
+/// An error in OpenAI's shape that names the parameter it is about.
+pub(crate) fn error_about(status: StatusCode, code: &str, message: &str, parameter: Option<&str>) -> Response<Body> {
+    let error = json!({"message": message, "type": "invalid_request_error", "code": code, "param": parameter});
+    json(status, &json!({ "error": error }))
 }
 
 pub(crate) fn method_not_allowed(allowed: &'static str) -> Response<Body> {

@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::{Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use codex_control::credentials::{self, CREDENTIAL_BYTES_MAX, CredentialError};
 use codex_control::endpoint::{CredentialSource, Endpoint};
 use codex_control::ipc::Problem;
+use codex_control::token::SEAL_KEY_BYTES;
 use codex_control::{EndpointId, Secret, report};
+use codex_translate::sealed;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::sync::Mutex;
@@ -24,6 +27,10 @@ pub(crate) struct Credential {
     endpoint: EndpointId,
     source: CredentialSource,
     stored: PathBuf,
+    /// Keys the names of accounts.
+    seal_key: [u8; SEAL_KEY_BYTES],
+    /// Name of the account whose key was read last. The lock protects this one value.
+    account: StdMutex<String>,
     /// Held while the key is read, so that concurrent requests start one program, not many.
     cached: Mutex<Option<(Instant, Secret)>>,
 }
@@ -62,8 +69,23 @@ impl KeyError {
 }
 
 impl Credential {
-    pub(crate) fn new(endpoint: &Endpoint, stored: PathBuf) -> Self {
-        Self { endpoint: endpoint.id.clone(), source: endpoint.credential.clone(), stored, cached: Mutex::new(None) }
+    pub(crate) fn new(endpoint: &Endpoint, stored: PathBuf, seal_key: [u8; SEAL_KEY_BYTES]) -> Self {
+        Self {
+            endpoint: endpoint.id.clone(),
+            source: endpoint.credential.clone(),
+            stored,
+            seal_key,
+            account: StdMutex::default(),
+            cached: Mutex::new(None),
+        }
+    }
+
+    /// A name for the account of the key that [`Self::get`] gave last; empty where the provider wants no key, and before
+    /// the first one was read.
+    ///
+    /// A program that prints keys stands for its account: it may well print another key every hour.
+    pub(crate) fn account(&self) -> String {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn source(&self) -> &CredentialSource {
@@ -83,6 +105,11 @@ impl Credential {
             return Ok(Some(key.clone()));
         }
         let key = self.read().await?;
+        let account = match &self.source {
+            CredentialSource::Command(command) => sealed::account(&self.seal_key, command.join("\0").as_bytes()),
+            _ => sealed::account(&self.seal_key, key.expose().as_bytes()),
+        };
+        *self.account.lock().unwrap_or_else(PoisonError::into_inner) = account;
         *cached = Some((Instant::now(), key.clone()));
         Ok(Some(key))
     }

@@ -10,19 +10,19 @@ use codex_translate::{Repair, Target};
 const CUSTOM: &str = "custom";
 
 /// The target of one request.
-pub(crate) fn target(endpoint: &Endpoint, facts: &ModelFacts, seal_key: [u8; 32]) -> Target {
+pub(crate) fn target(endpoint: &Endpoint, facts: &ModelFacts, account: String, seal_key: [u8; 32]) -> Target {
     let (mut chat, mut anthropic) = (chat::Profile::default(), anthropic::Profile::default());
     for quirk in endpoint.quirks.iter().chain(&facts.quirks) {
         apply(&mut chat, &mut anthropic, *quirk);
     }
     Target {
-        provider: origin(endpoint),
-        model: facts.id.clone(),
+        account,
         context_window: facts.context_window,
         images: facts.images,
         chat,
         anthropic,
         seal_key,
+        ..Target::new(origin(endpoint), facts.id.clone())
     }
 }
 
@@ -73,6 +73,6 @@ pub(crate) fn repair(target: &mut Target, protocol: Protocol, repair: &Repair) -
     match protocol {
         Protocol::ChatCompletions => target.chat.apply(repair),
         Protocol::AnthropicMessages => target.anthropic.apply(repair),
-        Protocol::Responses => false,
+        Protocol::Responses => target.native.apply(repair),
     }
 }

@@ -19,13 +19,12 @@ use codex_control::tables::Protocol as WireProtocol;
 use codex_control::{Secret, redact};
 use codex_translate::anthropic::Anthropic;
 use codex_translate::chat::Chat;
-use codex_translate::history::fit;
-use codex_translate::native::{Sniffer, Thoughts};
+use codex_translate::history::{earlier, fit};
+use codex_translate::native::Sniffer;
 use codex_translate::reply::{Outcome, ReplyConfig};
 use codex_translate::tools::ToolTable;
 use codex_translate::{
     Call, EncodeError, EndCause, Failure, FailureClass, Protocol, Repair, Reply, ReplySeed, Target, native, responses,
-    sealed,
 };
 use http::{HeaderName, Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -126,20 +125,34 @@ pub(crate) struct Refusal {
     status: StatusCode,
     code: &'static str,
     message: String,
+    /// The parameter it is about, for clients that act on it.
+    parameter: Option<&'static str>,
 }
 
 impl Refusal {
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into() }
+        Self { status, code, message: message.into(), parameter: None }
+    }
+
+    /// The request continues an answer that is not kept (any more).
+    fn unknown_previous(id: &str) -> Self {
+        let message = format!(
+            "Previous response with id '{id}' not found. It is kept for {} minutes; send the whole conversation instead.",
+            earlier::LIFE_MS / 60_000
+        );
+        Self {
+            parameter: Some("previous_response_id"),
+            ..Self::new(StatusCode::BAD_REQUEST, "previous_response_not_found", message)
+        }
     }
 
     fn into_response(self, desk: &Desk) -> Response<Body> {
         desk.lock().account.refused(self.status, &self.message);
         // Codex shows the body of a 400 as it is: a sentence reads better there than JSON.
-        if self.status == StatusCode::BAD_REQUEST {
+        if self.status == StatusCode::BAD_REQUEST && self.parameter.is_none() {
             answer::text(self.status, &self.message)
         } else {
-            answer::error(self.status, self.code, &self.message)
+            answer::error_about(self.status, self.code, &self.message, self.parameter)
         }
     }
 
@@ -234,7 +247,7 @@ impl Sheet {
         match (plan.protocol, &mut self.reply) {
             (Some(protocol), Some(reply)) => {
                 let decoder = protocol.decoder(plan.request, &plan.target);
-                reply.restart(decoder, plan.call.framing, plan.origin());
+                reply.restart(decoder, plan.call.framing, plan.target.origin());
             }
             _ => self.native = Some(Default::default()),
         }
@@ -313,28 +326,49 @@ impl<E: Into<Refusal>> From<E> for Ended {
 }
 
 async fn exchange(worker: Arc<Worker>, body: Bytes, desk: Desk) -> Result<Begun, Ended> {
-    let request = responses::Request::parse(&body)?;
+    let n_bytes = body.len() as u64;
+    let mut request = responses::Request::parse(&body)?;
+    let mut body: &[u8] = &body;
+    let whole;
+    if let Some(expanded) = continued(&worker, &request, body)? {
+        whole = expanded;
+        body = &whole;
+        request = responses::Request::parse(body)?;
+    }
     let model = worker.models.resolve(&worker.endpoint, &request.model)?;
     {
         let mut sheet = desk.lock();
         sheet.wants_stream = request.stream;
-        sheet.account.report.request_bytes = body.len() as u64;
+        sheet.account.report.request_bytes = n_bytes;
+        if request.store && worker.endpoint.protocol != WireProtocol::Responses {
+            sheet.account.conversation = Some(earlier::items(body)?);
+        }
         sheet.account.report.model = request.model.clone().into_owned();
         sheet.account.report.upstream_model.clone_from(&model);
     }
     let facts = worker.models.facts(&worker, &model);
-    let mut target = target::target(&worker.endpoint, &facts, worker.seal_key);
+    let mut target = target::target(&worker.endpoint, &facts, worker.credential.account(), worker.seal_key);
     let learned = worker.learned.repairs(&model);
     for repair in &learned {
         target::repair(&mut target, worker.endpoint.protocol, repair);
     }
-    let mut plan = Plan::new(&worker, &request, &body, target)?;
+    let mut plan = Plan::new(&worker, &request, body, target)?;
     {
         let mut sheet = desk.lock();
         let reply = plan.reply(&sheet.account);
         sheet.reply = Some(Box::new(reply));
     }
     attempts(&worker, &desk, &mut plan, !learned.is_empty()).await
+}
+
+/// The body with the whole conversation in it, where the request continues an earlier answer of ours. A native provider
+/// keeps its answers itself.
+fn continued(worker: &Worker, request: &responses::Request<'_>, body: &[u8]) -> Result<Option<Vec<u8>>, Refusal> {
+    let id = request.previous_response_id.as_deref();
+    let Some(id) = id.filter(|_| worker.endpoint.protocol != WireProtocol::Responses) else { return Ok(None) };
+    let (mut earlier, now_ms) = worker.earlier();
+    let conversation = earlier.get(now_ms, id).ok_or_else(|| Refusal::unknown_previous(id))?;
+    Ok(Some(earlier::expand(body, conversation)?))
 }
 
 /// Everything an attempt needs.
@@ -364,7 +398,7 @@ impl<'r, 'a> Plan<'r, 'a> {
         };
         let mut call = match protocol {
             Some(protocol) => protocol.encode(request, &target)?,
-            None => native::encode(raw, &target.model, Thoughts::NotOurs)?,
+            None => native::encode(raw, &target)?,
         };
         let body = Bytes::from(std::mem::take(&mut call.body));
         let first_byte_timeout = first_byte_timeout(worker.endpoint.limits.first_byte_timeout_s, request);
@@ -373,17 +407,16 @@ impl<'r, 'a> Plan<'r, 'a> {
 
     /// Changes the request as a refusal asks for; `false` if that changes nothing.
     fn repair(&mut self, protocol: WireProtocol, repair: &Repair) -> bool {
-        if protocol == WireProtocol::Responses {
-            let forgotten = || native::encode(self.raw, &self.target.model, Thoughts::None);
-            return *repair == Repair::ForgetThinking && forgotten().is_ok_and(|call| self.replace(call));
-        }
         target::repair(&mut self.target, protocol, repair) && self.encode_again()
     }
 
     /// Writes the call for a changed target; `false` if that cannot be done or gives the same call.
     fn encode_again(&mut self) -> bool {
-        let call = self.protocol.map(|protocol| protocol.encode(self.request, &self.target));
-        call.is_some_and(|call| call.is_ok_and(|call| self.replace(call)))
+        let call = match self.protocol {
+            Some(protocol) => protocol.encode(self.request, &self.target).ok(),
+            None => native::encode(self.raw, &self.target).ok(),
+        };
+        call.is_some_and(|call| self.replace(call))
     }
 
     fn replace(&mut self, mut call: Call) -> bool {
@@ -402,7 +435,7 @@ impl<'r, 'a> Plan<'r, 'a> {
                 model: account.report.model.clone(),
             },
             tools: ToolTable::from_request(self.request),
-            origin: self.origin(),
+            origin: self.target.origin(),
             seal_key: self.target.seal_key,
             show_reasoning: self.request.reasoning.summary.as_deref() != Some("none"),
             compaction: self.request.is_compaction(),
@@ -413,8 +446,12 @@ impl<'r, 'a> Plan<'r, 'a> {
         Reply::new(protocol.decoder(self.request, &self.target), self.call.framing, config)
     }
 
-    fn origin(&self) -> sealed::Origin {
-        sealed::Origin { provider: self.target.provider.clone(), model: self.target.model.clone() }
+    /// Makes the request that of another account: what the one before was given to keep is not for this one.
+    fn change_account(&mut self, account: String) {
+        if self.target.account != account {
+            self.target.account = account;
+            self.encode_again();
+        }
     }
 }
 
@@ -473,6 +510,7 @@ async fn attempts(
             Failure::new(FailureClass::Auth, message)
         })?;
         worker.set_problem(None);
+        plan.change_account(worker.credential.account());
         desk.lock().account.report.attempts += 1;
         let failure = match attempt(worker, desk, plan, key.as_ref()).await {
             Ok(begun) => {
@@ -510,7 +548,8 @@ async fn attempts(
             uses_learned = false;
             worker.learned.forget(Some(&plan.target.model));
             let facts = worker.models.facts(worker, &plan.target.model);
-            plan.target = target::target(&worker.endpoint, &facts, worker.seal_key);
+            let account = worker.credential.account();
+            plan.target = target::target(&worker.endpoint, &facts, account, worker.seal_key);
             if plan.encode_again() {
                 continue;
             }

@@ -1,7 +1,7 @@
 //! What all requests of a worker share.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use codex_control::Secret;
@@ -9,6 +9,7 @@ use codex_control::endpoint::Endpoint;
 use codex_control::ipc::{Assignment, FromWorker, Problem};
 use codex_control::tables::Tables;
 use codex_control::token::{self, SEAL_KEY_BYTES, TokenError};
+use codex_translate::history::earlier::Earlier;
 use tokio::sync::mpsc;
 
 use crate::credential::Credential;
@@ -28,6 +29,8 @@ pub(crate) struct Worker {
     pub(crate) upstream: Upstream,
     pub(crate) models: Models,
     pub(crate) learned: Learned,
+    /// What requests may continue. The lock protects it alone; nothing is awaited under it.
+    earlier: Mutex<Earlier>,
     pub(crate) metrics: Metrics,
     pub(crate) started_at: Instant,
     reports: mpsc::Sender<FromWorker>,
@@ -52,13 +55,15 @@ impl Worker {
             learned_file,
             config_folder: _,
         } = assignment;
+        let seal_key = token::ensure_seal_key(&seal_key_file)?;
         Ok(Arc::new(Self {
             token: token::ensure_token(&token_file)?,
-            seal_key: token::ensure_seal_key(&seal_key_file)?,
-            credential: Credential::new(&endpoint, credential_file),
+            seal_key,
+            credential: Credential::new(&endpoint, credential_file, seal_key),
             upstream: Upstream::new(&endpoint),
             models: Models::new(&endpoint, models_cache_file),
             learned: Learned::load(learned_file),
+            earlier: Mutex::default(),
             metrics: Metrics::default(),
             started_at: Instant::now(),
             endpoint,
@@ -67,6 +72,12 @@ impl Worker {
             reports,
             problem: Mutex::new(None),
         }))
+    }
+
+    /// The conversations of recent answers, and the moment by the clock they are kept by.
+    pub(crate) fn earlier(&self) -> (MutexGuard<'_, Earlier>, u64) {
+        let now_ms = u64::try_from(self.started_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        (self.earlier.lock().unwrap_or_else(PoisonError::into_inner), now_ms)
     }
 
     /// What keeps the endpoint from working, if anything.

@@ -171,8 +171,9 @@ fn serve(mut stream: TcpStream, cases: &[Case]) -> io::Result<()> {
     Ok(())
 }
 
-const CHUNKED_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
-const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+pub(crate) const CHUNKED_HEAD: &[u8] =
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+pub(crate) const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// Answers badly; `false` if that was the end of the connection.
 fn fail(stream: &mut TcpStream, case: &Case) -> io::Result<bool> {
@@ -236,7 +237,7 @@ fn write_events(stream: &mut TcpStream, body: &[u8], pieces: Pieces) -> io::Resu
     stream.write_all(&chunks)
 }
 
-fn write_status(stream: &mut TcpStream, status: u16, body: &Value) -> io::Result<()> {
+pub(crate) fn write_status(stream: &mut TcpStream, status: u16, body: &Value) -> io::Result<()> {
     let body = body.to_string();
     // Short waits: what is waited for is tested elsewhere.
     let wait = if status == 429 { "retry-after-ms: 50\r\n" } else { "" };
@@ -247,7 +248,7 @@ fn write_status(stream: &mut TcpStream, status: u16, body: &Value) -> io::Result
 }
 
 /// The next request, head and body; `None` when the client has closed the connection.
-fn read_request(stream: &mut TcpStream, pending: &mut Vec<u8>) -> io::Result<Option<String>> {
+pub(crate) fn read_request(stream: &mut TcpStream, pending: &mut Vec<u8>) -> io::Result<Option<String>> {
     let mut buffer = [0; READ_BYTES];
     loop {
         let head_end = pending.windows(4).position(|end| end == b"\r\n\r\n").map(|at| at + 4);

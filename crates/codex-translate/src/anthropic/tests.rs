@@ -12,13 +12,9 @@ use crate::{Framing, Protocol as _, Request, Target, checker};
 
 fn target(thinking: Thinking) -> Target {
     Target {
-        provider: "anthropic".into(),
-        model: "claude-sonnet-4-6".into(),
-        context_window: 0,
-        images: true,
-        chat: crate::chat::Profile::default(),
         anthropic: Profile { thinking, cache: false, ..Profile::default() },
         seal_key: [3; 32],
+        ..Target::new("anthropic", "claude-sonnet-4-6")
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) fn edits(request: &Request<'_>, target: &Target) -> Edits {
         if let Item::Compaction(raw) = item
             && let Some(summary) = summary(*raw, target)
         {
-            edits.0.insert(index, Edit::Say(quoted(&format!("{SUMMARY_LABEL}\n\n{summary}"))));
+            edits.0.insert(index, Edit::Say(quoted(&labelled(&summary))));
         }
     }
     // Of nothing there is no summary.
@@ -32,8 +32,13 @@ pub(super) fn edits(request: &Request<'_>, target: &Target) -> Edits {
     edits
 }
 
+/// A summary as it is said in place of the history.
+pub(crate) fn labelled(summary: &str) -> String {
+    format!("{SUMMARY_LABEL}\n\n{summary}")
+}
+
 /// The summary inside a compacted history that we made.
-fn summary(item: Raw<'_>, target: &Target) -> Option<String> {
+pub(crate) fn summary(item: Raw<'_>, target: &Target) -> Option<String> {
     let sealed = item.get("encrypted_content").and_then(Raw::as_str).map(Str::decode)?;
     let (Opened::Ours(parts) | Opened::Foreign(parts)) = sealed::open(&target.seal_key, &target.origin(), &sealed)
     else {
@@ -56,13 +61,10 @@ mod tests {
 
     fn target(context_window: u64) -> Target {
         Target {
-            provider: "p".into(),
-            model: "m".into(),
             context_window,
-            images: true,
-            chat: chat::Profile::default(),
             anthropic: anthropic::Profile { cache: false, web_search: true, ..anthropic::Profile::default() },
             seal_key: KEY,
+            ..Target::new("p", "m")
         }
     }
 
@@ -71,7 +73,7 @@ mod tests {
     }
 
     fn compaction(key: &[u8; 32], model: &str, parts: &[Part]) -> Value {
-        let origin = sealed::Origin { provider: "p".into(), model: model.into() };
+        let origin = Target::new("p", model).origin();
         json!({"type": "compaction", "id": "cmp_1", "encrypted_content": sealed::seal(key, &origin, parts)})
     }
 

@@ -1,86 +1,141 @@
 //! The request side of a native Responses provider: the body goes out as it came, less what is nobody's business.
 
-use crate::json::{self, Kind, Raw, Reader};
+use super::Profile;
+use crate::history::compaction;
+use crate::json::{self, Kind, Raw, Reader, Str};
 use crate::responses::ParseError;
-use crate::{Call, Framing, sealed};
+use crate::{Call, Framing, Target, sealed};
 
 /// Members that hold local paths, git commits and ids of this installation.
 const PRIVATE_MEMBERS: [&str; 1] = ["client_metadata"];
 
-/// Which reasoning of the history goes along.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Thoughts {
-    /// What is not ours: this provider's own, as far as can be told.
-    NotOurs,
-    /// None, after the provider has refused some that it did not make itself.
-    None,
-}
-
 /// Writes `body`, a Responses request, for a provider that speaks Responses itself.
 ///
-/// Everything is carried byte for byte, except that `model` becomes the target's name for it, and that the private
-/// members and the reasoning that `thoughts` rules out are not there.
+/// Everything is carried byte for byte, except that `model` becomes the target's name for it, that the private members,
+/// what the target's [`Profile`] rules out and reasoning that is ours are not there, and that a history which we have
+/// compacted becomes the words that it is.
 ///
 /// # Errors
 /// [`ParseError::Json`] for a body that is not a JSON object.
-pub fn encode(body: &[u8], model: &str, thoughts: Thoughts) -> Result<Call, ParseError> {
+pub fn encode(body: &[u8], target: &Target) -> Result<Call, ParseError> {
     let mut reader = Reader::new(json::utf8(body)?);
-    let mut out = Vec::with_capacity(body.len() + model.len());
-    out.push(b'{');
+    let mut out = Vec::with_capacity(body.len() + target.model.len());
+    let profile = &target.native;
+    let mut object = Members::open(&mut out);
     reader.enter_object()?;
     while let Some(name) = reader.next_key()? {
         let value = reader.value()?;
-        if PRIVATE_MEMBERS.iter().any(|private| name.is(private)) {
+        if PRIVATE_MEMBERS.iter().any(|private| name.is(private)) || profile.omits(&name.decode()) {
             continue;
         }
-        if out.len() > 1 {
-            out.push(b',');
-        }
-        out.push(b'"');
-        out.extend_from_slice(name.escaped().as_bytes());
-        out.extend_from_slice(b"\":");
+        let out = object.member(name);
         if name.is("model") {
-            json::write_string(&mut out, model);
+            json::write_string(out, &target.model);
         } else if name.is("input")
             && value.kind() == Kind::Array
-            && (thoughts == Thoughts::None || value.text().contains(sealed::PREFIX))
+            && (profile.forget_reasoning || value.text().contains(sealed::PREFIX))
         {
-            write_input(&mut out, value, thoughts);
+            write_input(out, value, target);
+        } else if value.kind() == Kind::Object && profile.omits_inside(&name.decode()) {
+            write_object(out, &name.decode(), value, profile);
         } else {
             out.extend_from_slice(value.text().as_bytes());
         }
     }
     reader.finish()?;
-    out.push(b'}');
+    object.close();
     Ok(Call { path: "/responses".to_owned(), query: None, headers: Vec::new(), body: out, framing: Framing::Sse })
+}
+
+/// An object that is written member by member.
+struct Members<'o> {
+    out: &'o mut Vec<u8>,
+    is_empty: bool,
+}
+
+impl<'o> Members<'o> {
+    fn open(out: &'o mut Vec<u8>) -> Self {
+        out.push(b'{');
+        Self { out, is_empty: true }
+    }
+
+    /// Writes the name; the value goes to what is returned.
+    fn member(&mut self, name: Str<'_>) -> &mut Vec<u8> {
+        if !std::mem::take(&mut self.is_empty) {
+            self.out.push(b',');
+        }
+        self.out.push(b'"');
+        self.out.extend_from_slice(name.escaped().as_bytes());
+        self.out.extend_from_slice(b"\":");
+        self.out
+    }
+
+    fn close(self) {
+        self.out.push(b'}');
+    }
+}
+
+/// Writes a member that is an object, less what the profile omits of it.
+fn write_object(out: &mut Vec<u8>, path: &str, object: Raw<'_>, profile: &Profile) {
+    let mut members = Members::open(out);
+    for (name, value) in object.entries() {
+        if !profile.omits(&format!("{path}.{}", name.decode())) {
+            members.member(name).extend_from_slice(value.text().as_bytes());
+        }
+    }
+    members.close();
 }
 
 /// Writes the items less the reasoning that is not for this provider: it refuses state it cannot decrypt. Ours comes from
 /// a time when the thread was at an endpoint with another protocol. Nothing else is lost: what Codex shows of it is no
-/// part of the history.
-fn write_input(out: &mut Vec<u8>, input: Raw<'_>, thoughts: Thoughts) {
+/// part of the history, and a summary of ours is said in words.
+fn write_input(out: &mut Vec<u8>, input: Raw<'_>, target: &Target) {
     out.push(b'[');
     let mut separator: &[u8] = b"";
-    for item in input.elements().filter(|item| !is_left_out(*item, thoughts)) {
+    for item in input.elements() {
+        let text = |name: &str| item.get(name).and_then(Raw::as_str);
+        let is_ours = || text("encrypted_content").is_some_and(|state| state.escaped().starts_with(sealed::PREFIX));
+        let is = |kind: &str| text("type").is_some_and(|text| text.is(kind));
+        if is("reasoning") && (target.native.forget_reasoning || is_ours()) {
+            continue;
+        }
+        let summary = if is("compaction") && is_ours() {
+            // One that does not open is as unreadable to this provider as it is to us.
+            let Some(summary) = compaction::summary(item, target) else { continue };
+            Some(summary)
+        } else {
+            None
+        };
         out.extend_from_slice(separator);
-        out.extend_from_slice(item.text().as_bytes());
         separator = b",";
+        match summary {
+            Some(summary) => {
+                out.extend_from_slice(br#"{"type":"message","role":"user","content":[{"type":"input_text","text":"#);
+                json::write_string(out, &compaction::labelled(&summary));
+                out.extend_from_slice(b"}]}");
+            }
+            None => out.extend_from_slice(item.text().as_bytes()),
+        }
     }
     out.push(b']');
-}
-
-fn is_left_out(item: Raw<'_>, thoughts: Thoughts) -> bool {
-    let text = |name: &str| item.get(name).and_then(Raw::as_str);
-    let is_ours = || text("encrypted_content").is_some_and(|state| state.escaped().starts_with(sealed::PREFIX));
-    text("type").is_some_and(|kind| kind.is("reasoning")) && (thoughts == Thoughts::None || is_ours())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::Repair;
+    use crate::sealed::{Origin, Part};
+
+    fn target(profile: Profile) -> Target {
+        Target { native: profile, ..Target::new("p", "gpt-x") }
+    }
+
+    fn encoded_for(target: &Target, body: &str) -> String {
+        String::from_utf8(encode(body.as_bytes(), target).unwrap().body).unwrap()
+    }
 
     fn encoded(body: &str) -> String {
-        String::from_utf8(encode(body.as_bytes(), "gpt-x", Thoughts::NotOurs).unwrap().body).unwrap()
+        encoded_for(&target(Profile::default()), body)
     }
 
     #[test]
@@ -105,14 +160,53 @@ mod tests {
         );
         assert_eq!(encoded(r#"{"input":"cxp1:"}"#), r#"{"input":"cxp1:"}"#);
         let foreign = r#"{"input":[{"type":"reasoning","encrypted_content":"gAAA"},{"type":"message"}]}"#;
-        let without = encode(foreign.as_bytes(), "m", Thoughts::None).unwrap().body;
-        assert_eq!(without, br#"{"input":[{"type":"message"}]}"#);
+        let forgetful = target(Profile { forget_reasoning: true, ..Profile::default() });
+        assert_eq!(encoded_for(&forgetful, foreign), r#"{"input":[{"type":"message"}]}"#);
+    }
+
+    #[test]
+    fn a_history_that_we_have_compacted_is_said_in_words() {
+        let target = target(Profile::default());
+        // Plain words are good for every model, wherever they come from.
+        let origin = Origin { provider: "other".into(), model: "m".into(), ..target.origin() };
+        let sealed = sealed::seal(&target.seal_key, &origin, &[Part::Summary("it \"works\"\n".into())]);
+        let body = format!(r#"{{"input":[{{"type":"compaction","encrypted_content":"{sealed}"}},{{"a":1}}]}}"#);
+        let value: serde_json::Value = serde_json::from_str(&encoded_for(&target, &body)).unwrap();
+        let text = compaction::labelled("it \"works\"\n");
+        let said = serde_json::json!({
+            "type": "message", "role": "user", "content": [{ "type": "input_text", "text": text }],
+        });
+        assert_eq!(value, serde_json::json!({ "input": [said, { "a": 1 }] }));
+        let damaged = r#"{"input":[{"type":"compaction","encrypted_content":"cxp1:AA"},{"a":1}]}"#;
+        assert_eq!(encoded_for(&target, damaged), r#"{"input":[{"a":1}]}"#);
+        let its_own = r#"{"input":[{"type":"compaction","encrypted_content":"gAAA"}]}"#;
+        assert_eq!(encoded_for(&target, its_own), its_own);
+    }
+
+    #[test]
+    fn what_was_refused_is_left_out() {
+        let body = r#"{"model":"m","reasoning":{"effort":"high","summary":"auto"},"store":false,"tools":[]}"#;
+        let rows = [
+            ("store", r#"{"model":"gpt-x","reasoning":{"effort":"high","summary":"auto"},"tools":[]}"#),
+            ("body.store", r#"{"model":"gpt-x","reasoning":{"effort":"high","summary":"auto"},"tools":[]}"#),
+            ("reasoning.summary", r#"{"model":"gpt-x","reasoning":{"effort":"high"},"store":false,"tools":[]}"#),
+            ("reasoning", r#"{"model":"gpt-x","store":false,"tools":[]}"#),
+        ];
+        for (parameter, expected) in rows {
+            let mut profile = Profile::default();
+            assert!(profile.apply(&Repair::Drop(parameter.to_owned())), "{parameter}");
+            assert!(!profile.apply(&Repair::Drop(parameter.to_owned())), "once is enough: {parameter}");
+            assert_eq!(encoded_for(&target(profile), body), expected, "{parameter}");
+        }
+        for essential in ["input", "model", "tools[0].name", "nonsense", "reasoning.a.b", ""] {
+            assert!(!Profile::default().apply(&Repair::Drop(essential.to_owned())), "{essential}");
+        }
     }
 
     #[test]
     fn what_is_no_object_is_refused() {
         for body in ["", "[]", "{", "{}x", "\u{fffd}"] {
-            assert!(encode(body.as_bytes(), "m", Thoughts::NotOurs).is_err(), "{body}");
+            assert!(encode(body.as_bytes(), &target(Profile::default())).is_err(), "{body}");
         }
     }
 }

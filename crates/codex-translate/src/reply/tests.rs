@@ -17,7 +17,7 @@ mod compaction;
 const SEAL_KEY: [u8; 32] = [7; 32];
 
 fn origin() -> Origin {
-    Origin { provider: "example".into(), model: "m-1".into() }
+    Origin { provider: "example".into(), model: "m-1".into(), account: "a".into() }
 }
 
 fn table(tools: &Value) -> ToolTable {
@@ -748,7 +748,7 @@ fn another_attempt_goes_on_in_the_same_stream() {
     reply.feed(b"data: {\"error\":\"boom\"}\n\n", &mut out);
     assert_eq!(reply.pending_failure().unwrap().message, "boom");
 
-    let elsewhere = Origin { provider: "other".into(), model: "m-2".into() };
+    let elsewhere = Origin { provider: "other".into(), model: "m-2".into(), account: String::new() };
     assert!(reply.restart(Box::new(Decoder::new(tools.clone())), Framing::Sse, elsewhere.clone()));
     assert!(reply.pending_failure().is_none());
     reply.notice("Trying `other`.", &mut out);

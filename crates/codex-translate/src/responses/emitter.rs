@@ -173,6 +173,11 @@ impl Emitter {
         self.usage
     }
 
+    /// The finished items, as JSON, separated by commas. Taken once, after the terminal event.
+    pub fn take_output(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.output)
+    }
+
     /// Sets the counts for the terminal event.
     pub fn set_usage(&mut self, usage: Usage) {
         self.usage = Some(usage);

@@ -48,7 +48,8 @@ pub struct Request<'a> {
     pub top_p: Option<Raw<'a>>,
     /// Whether the answer is wanted as a stream of events. Codex always wants that.
     pub stream: bool,
-    /// Whether the answer is to be kept for [`previous_response_id`](Self::previous_response_id). Codex never asks.
+    /// Whether the answer is to be kept for [`previous_response_id`](Self::previous_response_id), as it is unless the
+    /// client says no. Codex always does.
     pub store: bool,
     /// An earlier answer that this request continues. Codex sends the whole history instead.
     pub previous_response_id: Option<Cow<'a, str>>,
@@ -300,7 +301,7 @@ impl<'a> Request<'a> {
             temperature: None,
             top_p: None,
             stream: false,
-            store: false,
+            store: true,
             previous_response_id: None,
             prompt_cache_key: None,
             include_encrypted_reasoning: false,
@@ -335,7 +336,7 @@ impl<'a> Request<'a> {
                 "temperature" => request.temperature = number(name, value)?,
                 "top_p" => request.top_p = number(name, value)?,
                 "stream" => request.stream = boolean(name, value)?.unwrap_or(false),
-                "store" => request.store = boolean(name, value)?.unwrap_or(false),
+                "store" => request.store = boolean(name, value)?.unwrap_or(true),
                 "previous_response_id" => request.previous_response_id = decoded(name, value)?,
                 "prompt_cache_key" => request.prompt_cache_key = decoded(name, value)?,
                 "include" => {

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::anthropic::validate;
-use crate::chat;
 use crate::failure::Repair;
 use crate::history::call_ids::CALL_ID_CHARS_MAX;
 use crate::sealed::Part as SealedPart;
@@ -17,15 +16,7 @@ use crate::sealed::Part as SealedPart;
 const KEY: [u8; 32] = [3; 32];
 
 fn target(anthropic: Profile) -> Target {
-    Target {
-        provider: "anthropic".into(),
-        model: "claude-sonnet-4-6".into(),
-        context_window: 0,
-        images: true,
-        chat: chat::Profile::default(),
-        anthropic,
-        seal_key: KEY,
-    }
+    Target { anthropic, seal_key: KEY, ..Target::new("anthropic", "claude-sonnet-4-6") }
 }
 
 fn encoded(request: &Value, target: &Target) -> Result<Call, EncodeError> {
@@ -104,7 +95,7 @@ fn thought(text: &str) -> Value {
 
 /// What another model thought.
 fn foreign(text: &str) -> Value {
-    let origin = Origin { provider: "anthropic".into(), model: "claude-opus-4-1".into() };
+    let origin = Target::new("anthropic", "claude-opus-4-1").origin();
     reasoning(&[SealedPart::ThinkingBlocks(json!([signed(text)]).to_string())], &origin)
 }
 

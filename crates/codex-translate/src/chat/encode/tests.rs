@@ -16,15 +16,7 @@ use crate::sealed::Part as SealedPart;
 const KEY: [u8; 32] = [3; 32];
 
 fn target(chat: Profile) -> Target {
-    Target {
-        provider: "zai".into(),
-        model: "glm-4.7".into(),
-        context_window: 0,
-        images: true,
-        chat,
-        anthropic: crate::anthropic::Profile::default(),
-        seal_key: KEY,
-    }
+    Target { chat, seal_key: KEY, ..Target::new("zai", "glm-4.7") }
 }
 
 /// Encodes and checks.
@@ -489,7 +481,7 @@ fn reasoning_goes_back_in_the_form_the_provider_wants() {
 fn lost_reasoning_has_a_stand_in_only_where_it_is_demanded() {
     let foreign = json!({"type": "reasoning", "summary": [], "content": null, "encrypted_content": "opaque=="});
     let of_another_model = {
-        let origin = Origin { provider: "zai".into(), model: "glm-5".into() };
+        let origin = Target::new("zai", "glm-5").origin();
         let text = sealed::seal(&KEY, &origin, &[SealedPart::ReasoningContent("other".into())]);
         json!({"type": "reasoning", "summary": [], "encrypted_content": text})
     };

@@ -10,13 +10,10 @@ use crate::{Call, anthropic, chat};
 
 fn target(context_window: u64) -> Target {
     Target {
-        provider: "p".into(),
-        model: "m".into(),
         context_window,
-        images: true,
-        chat: chat::Profile::default(),
         anthropic: anthropic::Profile { cache: false, ..anthropic::Profile::default() },
         seal_key: [3; 32],
+        ..Target::new("p", "m")
     }
 }
 

@@ -105,15 +105,7 @@ fn any_answer_becomes_one_item_or_none() {
 /// From the trigger to the turn after it.
 #[test]
 fn a_conversation_goes_on_from_its_summary() {
-    let target = Target {
-        provider: origin().provider,
-        model: origin().model,
-        context_window: 0,
-        images: true,
-        chat: chat::Profile::default(),
-        anthropic: anthropic::Profile::default(),
-        seal_key: SEAL_KEY,
-    };
+    let target = Target { seal_key: SEAL_KEY, ..Target::new(origin().provider, origin().model) };
     let body = json!({"model": "m", "input": [{"role": "user", "content": "q"}, {"type": "compaction_trigger"}]});
     let body = body.to_string();
     let request = Request::parse(body.as_bytes()).unwrap();

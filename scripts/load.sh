@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Many streams at once through a worker of each wire protocol: every answer is checked, and the workers' memory and
+# descriptors are watched. Two minutes and 200 streams unless told otherwise.
+#
+#   scripts/load.sh [SECONDS] [STREAMS]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/packages.sh
+. scripts/packages.sh
+
+ensure_rust
+ensure_packages cc:gcc git:git
+export E2E_LOAD_SECONDS="${1:-120}" E2E_LOAD_STREAMS="${2:-200}"
+cargo test --locked --package e2e --test suite -- --exact --nocapture \
+    load::many_streams_at_once_stay_apart_and_leave_nothing_behind
