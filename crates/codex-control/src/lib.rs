@@ -8,6 +8,7 @@
 //! | [`settings`] | `supervisor.toml`, the person's own file, and its format-preserving editor |
 //! | [`tables`] | `providers.toml`, `models.toml`: data embedded in the binary, overridable per id |
 //! | [`endpoint`] | an endpoint resolved from both: everything a worker has to know |
+//! | [`codex_config`] | Codex's own `config.toml`: which keys it needs, and how they are put in and taken out safely |
 //! | [`ipc`] | supervisor ⇄ worker: length-delimited binary frames over a Unix socket |
 //! | [`incident`] | the words of the incident engine: signals, faults, actions, incidents |
 //! | [`rpc`] | JSON-RPC 2.0 between the supervisor and its clients |
@@ -16,6 +17,7 @@
 //! | [`process`] | who a process is, proven |
 //! | [`redact`], [`telemetry`] | what reaches a log, and how |
 
+pub mod codex_config;
 pub mod credentials;
 pub mod endpoint;
 pub mod environment;

@@ -151,6 +151,11 @@ impl Paths {
         self.state.join("tokens").join(endpoint.as_str())
     }
 
+    /// Folder of what is remembered about each `config.toml` of Codex that was changed.
+    pub fn codex_config_folder(&self) -> PathBuf {
+        self.state.join("codex-config")
+    }
+
     /// Key that authenticates opaque state carried by Codex, 0600.
     pub fn seal_key(&self) -> PathBuf {
         self.state.join("seal.key")
