@@ -46,6 +46,7 @@ fn reply() -> Reply {
         known_call_ids: HashSet::new(),
         show_reasoning: true,
         compaction: false,
+        keep_output: false,
     };
     Reply::new(Box::new(Decoder::new(tools)), Framing::Sse, config)
 }

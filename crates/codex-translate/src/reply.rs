@@ -48,6 +48,8 @@ pub struct ReplyConfig {
     /// The request asks for a compacted history ([`Request::is_compaction`](crate::Request::is_compaction)): the answer
     /// is one `compaction` item with the sealed summary, and nothing else.
     pub compaction: bool,
+    /// The items of the answer are wanted at its end, too.
+    pub keep_output: bool,
 }
 
 /// How the upstream's bytes came to an end.
@@ -75,7 +77,8 @@ pub struct Summary {
     pub outcome: Outcome,
     /// Token counts, when the provider gave them.
     pub usage: Option<Usage>,
-    /// The finished items of the answer, as JSON, separated by commas; empty for a native answer, which was only watched.
+    /// The finished items of the answer, as JSON, separated by commas, where they are to be kept
+    /// ([`ReplyConfig::keep_output`]).
     pub output: Vec<u8>,
     /// Frames that could not be read.
     pub unreadable_frames: u64,
@@ -422,11 +425,11 @@ impl Rest {
         self.outcome = Some(Outcome::Failed(failure));
     }
 
-    fn summary(&mut self) -> Summary {
+    fn summary(&self) -> Summary {
         Summary {
             outcome: self.outcome.clone().unwrap_or_else(|| Outcome::Failed(no_answer())),
             usage: self.emitter.usage().filter(Usage::is_known),
-            output: self.emitter.take_output(),
+            output: self.emitter.kept_output(),
             unreadable_frames: self.unreadable_frames,
             first_unreadable: self.first_unreadable.clone(),
         }

@@ -439,6 +439,7 @@ impl<'r, 'a> Plan<'r, 'a> {
             seal_key: self.target.seal_key,
             show_reasoning: self.request.reasoning.summary.as_deref() != Some("none"),
             compaction: self.request.is_compaction(),
+            keep_output: account.conversation.is_some(),
             known_call_ids: self.request.call_ids().map(str::to_owned).collect(),
         };
         // A native stream needs no reply of ours, except to tell a failure.

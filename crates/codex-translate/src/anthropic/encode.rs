@@ -671,8 +671,9 @@ fn can_think(history: &History<'_, '_>, states: &[State]) -> bool {
     let mut states = states.iter();
     let mut can_think = true;
     let mut begins = true;
-    // Whether the assistant's message that is open begins with a thought; turns with nothing between them are one message.
-    let mut open = None;
+    // Turns with nothing between them are one message. Of the one that is open and has no call yet: whether it begins with
+    // a thought, and what was known before it. A call that follows makes it part of the loop after all.
+    let mut open: Option<(bool, bool, bool)> = None;
     for turn in history.turns() {
         let content = match turn {
             Turn::User(message) | Turn::Developer(message) => message.content,
@@ -683,11 +684,14 @@ fn can_think(history: &History<'_, '_>, states: &[State]) -> bool {
                 let thinks_first = matches!(spoken.next(), Some(Piece::Reasoning(_)))
                     && matches!(state.thoughts.first(), Some(Thought::Kept(_)));
                 if turn.calls().next().is_some() {
-                    let thinks_first = open.take().unwrap_or(thinks_first);
+                    let mut thinks_first = thinks_first;
+                    if let Some(before) = open.take() {
+                        (thinks_first, can_think, begins) = before;
+                    }
                     can_think &= !state.thoughts.contains(&Thought::Lost) && (thinks_first || !begins);
                     begins = false;
                 } else if turn.texts().any(|text| !text.is_blank()) {
-                    open.get_or_insert(thinks_first);
+                    open.get_or_insert((thinks_first, can_think, begins));
                     can_think = true;
                     begins = true;
                 }

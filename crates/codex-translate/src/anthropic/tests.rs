@@ -93,6 +93,7 @@ fn said_again(turns: &[Vec<Value>], thinking: Thinking, show_reasoning: bool) ->
             known_call_ids: asked.call_ids().map(str::to_owned).collect::<HashSet<_>>(),
             show_reasoning,
             compaction: false,
+            keep_output: false,
         };
         let mut reply = Reply::new(Anthropic.decoder(&asked, &target), Framing::Sse, config);
         let mut out = Vec::new();

@@ -34,6 +34,7 @@ fn config(tools: ToolTable) -> ReplyConfig {
         known_call_ids: HashSet::new(),
         show_reasoning: true,
         compaction: false,
+        keep_output: false,
     }
 }
 

@@ -173,9 +173,9 @@ impl Emitter {
         self.usage
     }
 
-    /// The finished items, as JSON, separated by commas. Taken once, after the terminal event.
-    pub fn take_output(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.output)
+    /// The finished items, as JSON, separated by commas, where they are to be kept.
+    pub fn kept_output(&self) -> Vec<u8> {
+        if self.config.keep_output { self.output.clone() } else { Vec::new() }
     }
 
     /// Sets the counts for the terminal event.
