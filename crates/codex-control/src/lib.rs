@@ -15,13 +15,16 @@
 //! | [`paths`], [`environment`] | every path and every environment variable, each built in one place |
 //! | [`files`], [`credentials`], [`token`], [`secret`] | private files and what may never be printed |
 //! | [`process`] | who a process is, proven |
+//! | [`guests`], [`descriptors`] | how many may come in, and who goes when there are too many |
 //! | [`redact`], [`telemetry`] | what reaches a log, and how |
 
 pub mod codex_config;
 pub mod credentials;
+pub mod descriptors;
 pub mod endpoint;
 pub mod environment;
 pub mod files;
+pub mod guests;
 pub mod ids;
 pub mod incident;
 pub mod ipc;

@@ -76,7 +76,7 @@ impl Default for DaemonSettings {
 pub struct WorkerSettings {
     /// Largest request body accepted from Codex, in bytes, after decompression. Default 67108864 (64 MiB).
     pub body_bytes_max: u64,
-    /// Open connections from Codex; further ones wait. Default 1024.
+    /// Open connections from Codex, those that have shown the token; further ones wait. Default 1024.
     pub connections_max: u32,
     /// Seconds to reach a provider. Default 15.
     pub connect_timeout_s: u64,

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use codex_control::files::PRIVATE_FILE_MODE;
+use codex_control::guests::{Guest, Guests};
 use codex_control::rpc::{JSONRPC, LINE_BYTES_MAX, Request, Response, RpcError, code};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,7 +25,8 @@ use tracing::{debug, warn};
 use crate::announce::Line;
 use crate::event::{Call, Event, Queue};
 
-/// Clients at the same time; one more is told so and sent away.
+/// Clients at the same time. For one more the client goes that has been silent longest: it neither waits for an answer
+/// nor for events. Where there is none, the new one is told so and sent away.
 const CLIENTS_MAX: usize = 64;
 /// Time a client has to take what is written to it. A reader of events that is stopped for longer counts as gone.
 const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
@@ -66,6 +68,7 @@ pub(crate) async fn serve(
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let own_uid = rustix::process::geteuid().as_raw();
+    let guests = Guests::default();
     let mut clients = JoinSet::new();
     loop {
         while clients.try_join_next().is_some() {}
@@ -92,10 +95,15 @@ pub(crate) async fn serve(
                 continue;
             }
         }
-        let client = Client::new(stream, queue.clone(), events.clone(), stopped.clone());
+        let client = Client::new(stream, guests.admit(), queue.clone(), events.clone(), stopped.clone());
         if clients.len() >= CLIENTS_MAX {
-            client.send_away();
-            continue;
+            // The newest place is that of the new client itself.
+            if guests.count() <= 1 || !guests.send_longest_away() {
+                client.send_away();
+                continue;
+            }
+            // Whoever it is that has ended, there is room now; the others get a turn to be heard before the next one.
+            clients.join_next().await;
         }
         clients.spawn(async move {
             if let Err(error) = client.converse().await {
@@ -109,6 +117,7 @@ pub(crate) async fn serve(
 }
 
 struct Client {
+    guest: Guest,
     lines: Lines,
     writer: OwnedWriteHalf,
     queue: Queue,
@@ -118,10 +127,16 @@ struct Client {
 }
 
 impl Client {
-    fn new(stream: UnixStream, queue: Queue, events: broadcast::Sender<Line>, stopped: watch::Receiver<()>) -> Self {
+    fn new(
+        stream: UnixStream,
+        guest: Guest,
+        queue: Queue,
+        events: broadcast::Sender<Line>,
+        stopped: watch::Receiver<()>,
+    ) -> Self {
         let (reader, writer) = stream.into_split();
         let lines = Lines { reader, buffer: BytesMut::new() };
-        Self { lines, writer, queue, events, subscription: None, stopped }
+        Self { guest, lines, writer, queue, events, subscription: None, stopped }
     }
 
     async fn converse(mut self) -> io::Result<()> {
@@ -133,7 +148,11 @@ impl Client {
                     continue;
                 }
                 _ = self.stopped.changed() => return Ok(()),
+                () = self.guest.sent_away() => return Ok(()),
             };
+            if !self.guest.engage() {
+                return Ok(()); // its place is given to another already
+            }
             match line {
                 None => return Ok(()),
                 Some(ReadLine::TooLong) => {
@@ -147,6 +166,10 @@ impl Client {
                     Ok(request) => self.carry_out(request).await?,
                     Err(response) => self.send(&response).await?,
                 },
+            }
+            // Who waits for events is silent for good reason.
+            if self.subscription.is_none() {
+                self.guest.disengage();
             }
         }
     }

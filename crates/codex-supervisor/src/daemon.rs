@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use codex_control::descriptors;
 use codex_control::environment::Environment;
 use codex_control::files;
 use codex_control::paths::Paths;
@@ -34,6 +35,7 @@ const WORKER_PROGRAM: &str = "codex-worker";
 pub(crate) fn run() -> anyhow::Result<()> {
     // Whatever we make is for nobody else, sockets included.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    descriptors::raise_limit();
     let environment = Environment::from_process();
     let paths = Paths::from_environment(&environment)?;
     let worker_program = worker_program()?;

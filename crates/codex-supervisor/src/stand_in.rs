@@ -11,13 +11,15 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use codex_control::guests::Guests;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tracing::warn;
 
-/// Connections answered at the same time; further ones wait in the listener's queue.
+/// Connections answered at the same time. For one more, that one is closed which has taken longest to ask: a client
+/// that asks at once is answered however many connections say nothing.
 const CONNECTIONS_MAX: usize = 64;
 /// Time for one connection, from its first byte to its last.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,29 +71,33 @@ async fn accept(
     mut stopped: oneshot::Receiver<()>,
     timeout: Duration,
 ) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let guests = Guests::default();
     let mut connections = JoinSet::new();
     loop {
-        let next = async {
-            let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
-            (listener.accept().await, slot)
-        };
-        let (accepted, slot) = tokio::select! {
+        let accepted = tokio::select! {
             biased; // once told to stop, nothing more is taken away from the worker that comes
             _ = &mut stopped => break,
-            next = next => next,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, _)) => {
-                let answer = answer.clone();
+                let (answer, guest) = (answer.clone(), guests.admit());
                 connections.spawn(async move {
-                    // A client that goes away or dawdles has only itself to blame.
-                    let _ = tokio::time::timeout(timeout, refuse(stream, &answer)).await;
-                    drop(slot);
+                    tokio::select! {
+                        // A client that goes away or dawdles has only itself to blame.
+                        _ = tokio::time::timeout(timeout, refuse(stream, &answer)) => {}
+                        () = guest.sent_away() => {}
+                    }
                 });
+                if connections.len() > CONNECTIONS_MAX {
+                    guests.send_longest_away();
+                    // Whoever it is that has ended, the others get a turn to be heard before the next one comes.
+                    connections.join_next().await;
+                }
             }
             Err(error) => {
                 warn!(%error, "a connection cannot be accepted");
+                guests.send_longest_away();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -248,6 +254,19 @@ mod tests {
         let mut request = [0; 4];
         accepted.read_exact(&mut request).await.unwrap();
         assert_eq!(&request, b"GET ");
+    }
+
+    #[tokio::test]
+    async fn who_asks_is_answered_however_many_say_nothing() {
+        let (listener, address) = listening();
+        let _stand_in = StandIn::start(&listener, SENTENCE.to_owned()).unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..3 * CONNECTIONS_MAX {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let asked_at = std::time::Instant::now();
+        assert!(ask(address, b"GET / HTTP/1.1\r\n\r\n").await.ends_with(SENTENCE));
+        assert!(asked_at.elapsed() < CONNECTION_TIMEOUT, "it waited for the silent ones to be let go");
     }
 
     #[tokio::test]

@@ -12,6 +12,9 @@ use crate::turn::Refusal;
 
 /// Time for the whole request body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_mins(1);
+/// Largest window of a zstd body, as a power of two: 8 MiB, the most that HTTP allows (RFC 9659). A few bytes could make
+/// the decoder take 128 MiB otherwise, before it has decoded anything.
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 /// First room for a request body; it grows with what really arrives, whatever the client announced.
 const BODY_BYTES_FIRST: usize = 1024 * 1024;
 
@@ -80,7 +83,11 @@ fn decompress(bytes: Vec<u8>, encoding: Option<&[u8]>, bytes_max: usize) -> Resu
     match encoding {
         None | Some(b"identity" | b"") => Ok(Bytes::from(bytes)),
         Some(b"gzip") => bounded(&mut flate2::read::MultiGzDecoder::new(&bytes[..])),
-        Some(b"zstd") => bounded(&mut zstd::Decoder::new(&bytes[..]).map_err(Decompress::Damaged)?),
+        Some(b"zstd") => {
+            let mut decoder = zstd::Decoder::new(&bytes[..]).map_err(Decompress::Damaged)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(Decompress::Damaged)?;
+            bounded(&mut decoder)
+        }
         Some(_) => Err(Decompress::Unknown),
     }
 }
@@ -124,6 +131,18 @@ mod tests {
         }
         let full = vec![b'x'; BYTES_MAX];
         assert!(decompress(gzip(&full), Some(b"gzip"), BYTES_MAX).is_ok());
+    }
+
+    #[test]
+    fn a_window_that_http_does_not_allow_is_refused() {
+        for (window_log, is_allowed) in [(ZSTD_WINDOW_LOG_MAX, true), (ZSTD_WINDOW_LOG_MAX + 1, false)] {
+            let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.window_log(window_log).unwrap();
+            encoder.write_all(b"text").unwrap();
+            let bytes = encoder.finish().unwrap();
+            let decompressed = decompress(bytes, Some(b"zstd"), BYTES_MAX);
+            assert_eq!(decompressed.is_ok(), is_allowed, "{window_log}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! | [`standalone`] | running without a supervisor, from a settings file |
 //! | [`link`] | the conversation with the supervisor |
 //! | [`worker`] | what all requests share |
-//! | [`serve`] | the listener, connections, draining |
+//! | [`serve`], [`door`] | the listener, connections, draining; who may stay when there are many |
 //! | [`route`] | who may ask, and what they ask for |
 //! | [`turn`] | the life of one request, read top to bottom |
 //! | [`body`], [`account`] | the request as it comes in, and what is told of it afterwards |
@@ -24,6 +24,7 @@ mod answer;
 mod arguments;
 mod body;
 mod credential;
+mod door;
 mod learned;
 mod link;
 mod metrics;

@@ -7,19 +7,28 @@
 use std::sync::Arc;
 
 use codex_control::token;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use serde_json::json;
 
 use crate::answer::{self, Body};
+use crate::door::{Full, Visitor};
 use crate::metrics;
 use crate::models;
 use crate::serve::Drain;
 use crate::turn;
 use crate::worker::Worker;
 
+/// When a client that finds no room may ask again: Codex keeps to it, where it gives up at once without it.
+const FULL_RETRY_AFTER_S: u64 = 10;
+
 /// Answers one request.
-pub(crate) async fn answer(worker: &Arc<Worker>, request: Request<Incoming>, drain: Drain) -> Response<Body> {
+pub(crate) async fn answer(
+    worker: &Arc<Worker>,
+    visitor: &Visitor<'_>,
+    request: Request<Incoming>,
+    drain: Drain,
+) -> Response<Body> {
     if let Some(refusal) = foreign(worker, &request) {
         return refusal;
     }
@@ -34,6 +43,9 @@ pub(crate) async fn answer(worker: &Arc<Worker>, request: Request<Incoming>, dra
     }
     if let Some(refusal) = unauthorized(worker, &request) {
         return refusal;
+    }
+    if let Err(Full) = visitor.take_seat().await {
+        return full(worker);
     }
     match (method, path) {
         (Method::POST, "/responses") => turn::answer(worker, request, drain).await,
@@ -72,12 +84,14 @@ pub(crate) async fn answer(worker: &Arc<Worker>, request: Request<Incoming>, dra
 /// A refusal for a request that a web page could have made.
 fn foreign(worker: &Worker, request: &Request<Incoming>) -> Option<Response<Body>> {
     let port = worker.address.port();
-    let host_is_ours = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).is_some_and(|host| {
-        match host.rsplit_once(':') {
+    let is_ours = |host: &HeaderValue| {
+        host.to_str().is_ok_and(|host| match host.rsplit_once(':') {
             Some((name, number)) => matches!(name, "127.0.0.1" | "localhost" | "[::1]") && number.parse() == Ok(port),
             None => port == 80 && matches!(host, "127.0.0.1" | "localhost"),
-        }
-    });
+        })
+    };
+    let hosts = request.headers().get_all(header::HOST);
+    let host_is_ours = hosts.iter().next().is_some() && hosts.iter().all(is_ours);
     if !host_is_ours {
         return Some(answer::error(
             StatusCode::MISDIRECTED_REQUEST,
@@ -101,8 +115,19 @@ fn unauthorized(worker: &Worker, request: &Request<Incoming>) -> Option<Response
     let id = &worker.endpoint.id;
     let message = format!("the token of endpoint `{id}` is missing or wrong; `codexctl token {id}` prints it");
     let mut refusal = answer::error(StatusCode::UNAUTHORIZED, "invalid_token", &message);
-    refusal.headers_mut().insert(header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
+    refusal.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     Some(refusal)
+}
+
+/// A refusal for a request that would wait behind too many others.
+fn full(worker: &Worker) -> Response<Body> {
+    let id = &worker.endpoint.id;
+    let message = format!(
+        "endpoint `{id}` has too many requests at once; `worker.connections_max` in supervisor.toml sets the limit"
+    );
+    let mut refusal = answer::error(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", &message);
+    refusal.headers_mut().insert(header::RETRY_AFTER, FULL_RETRY_AFTER_S.into());
+    refusal
 }
 
 /// Everything about this worker that helps to find a fault.

@@ -8,25 +8,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use codex_control::descriptors;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use crate::door::Door;
 use crate::route;
 use crate::worker::Worker;
 
-/// Time a client may take to send the head of a request, idle time between two requests included.
+/// Time a client may take to send the head of a request, idle time between two requests included. Codex sends it at
+/// once; who drips it keeps a guest's place meanwhile, and not even that when others come.
 const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
 /// Most header lines of a request; Codex sends about twenty.
 const HEADERS_MAX: usize = 128;
 /// Largest head of a request, and the read buffer: Codex's turn metadata is a few kilobytes.
 const HEAD_BYTES_MAX: usize = 256 * 1024;
-/// Pause after an `accept` that failed for want of descriptors or memory, before the next try.
+/// Pause after an `accept` that failed for want of descriptors or memory, before the next try: a guest that was sent
+/// away has given its descriptor back by then.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Time the last bytes of ended streams get to leave, beyond the drain's own deadline.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
@@ -102,30 +106,25 @@ pub(crate) fn listener(address: Option<SocketAddr>) -> anyhow::Result<TcpListene
 
 /// Accepts and serves until `drain` begins, then until the last connection has ended or the deadline has passed.
 pub(crate) async fn run(worker: Arc<Worker>, listener: TcpListener, drain: Drain) {
-    let slots = Arc::new(Semaphore::new(worker.endpoint.limits.connections_max as usize));
+    let door = Arc::new(Door::new(worker.endpoint.limits.connections_max, descriptors::raise_limit()));
     let connections = TaskTracker::new();
     loop {
-        // A slot is taken before a connection is: what exceeds the limit waits in the kernel's backlog.
-        let slot = tokio::select! {
-            slot = Arc::clone(&slots).acquire_owned() => slot,
-            () = drain.begun() => break,
-        };
-        let Ok(slot) = slot else { break };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = drain.begun() => break,
         };
         match accepted {
             Ok((stream, _)) => {
-                let (worker, drain) = (Arc::clone(&worker), drain.clone());
-                connections.spawn(async move {
-                    connection(worker, stream, drain).await;
-                    drop(slot);
-                });
+                let (worker, inside, drain) = (Arc::clone(&worker), Arc::clone(&door), drain.clone());
+                connections.spawn(async move { connection(worker, &inside, stream, drain).await });
+                if door.is_crowded() {
+                    tokio::task::yield_now().await;
+                }
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 tracing::warn!(%error, "cannot accept");
+                door.make_room();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -144,15 +143,17 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
-async fn connection(worker: Arc<Worker>, stream: TcpStream, drain: Drain) {
+async fn connection(worker: Arc<Worker>, door: &Door, stream: TcpStream, drain: Drain) {
     let _present = worker.metrics.connection();
+    let visitor = door.admit();
     // Without it the kernel holds small events back for the client's acknowledgement, up to 40 ms each.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
     let service = service_fn(|request| {
         let (worker, drain) = (Arc::clone(&worker), drain.clone());
-        async move { Ok::<_, Infallible>(route::answer(&worker, request, drain).await) }
+        let visitor = &visitor;
+        async move { Ok::<_, Infallible>(route::answer(&worker, visitor, request, drain).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -166,6 +167,10 @@ async fn connection(worker: Arc<Worker>, stream: TcpStream, drain: Drain) {
         () = drain.begun() => {
             connection.as_mut().graceful_shutdown();
             connection.await
+        }
+        () = visitor.sent_away() => {
+            tracing::debug!("a silent connection made room for another");
+            return;
         }
     };
     if let Err(error) = ended {

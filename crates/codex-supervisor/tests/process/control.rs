@@ -90,7 +90,7 @@ fn one_client_too_many_is_sent_away() {
     let supervisor = home.start();
     let mut clients: Vec<_> = (0..64).map(|_| supervisor.connect()).collect();
     for client in &mut clients {
-        client.call("endpoint.list", Value::Null);
+        client.call("events.subscribe", Value::Null);
     }
     let mut late = supervisor.connect();
     assert_eq!(refused(&late.receive().unwrap().unwrap()).1, "64 clients are connected already");
@@ -99,6 +99,32 @@ fn one_client_too_many_is_sent_away() {
     crate::home::wait_for("room", || {
         supervisor.try_call("endpoint.list", Value::Null).ok().filter(|answer| answer["error"].is_null())
     });
+    supervisor.stop();
+}
+
+#[test]
+fn silent_clients_make_room_for_those_who_call() {
+    let home = Home::new("");
+    let supervisor = home.start();
+    let mut subscriber = supervisor.connect();
+    subscriber.call("events.subscribe", Value::Null);
+    let mut silent: Vec<_> = (0..1_000)
+        .map(|number| {
+            let mut client = supervisor.connect();
+            match number % 3 {
+                // A line that never ends, and one that has been answered; the others say nothing at all.
+                0 => client.send(b"{\"jsonrpc\":\"2.0\","),
+                1 => drop(client.call("endpoint.list", Value::Null)),
+                _ => {}
+            }
+            client
+        })
+        .collect();
+    for _ in 0..100 {
+        assert_eq!(supervisor.call("endpoint.list", Value::Null), json!([]));
+    }
+    assert!(matches!(silent[0].receive(), Ok(None) | Err(_)), "who has been silent longest has gone");
+    assert_eq!(subscriber.call("endpoint.list", Value::Null), json!([]), "who waits for events has not");
     supervisor.stop();
 }
 
