@@ -46,9 +46,25 @@ inside() {
   [ "$(cat made.txt)" = 'made under systemd' ] || fail "the file was not made"
   grep 'answered' "$provider_log"
 
+  echo "== a scope for the worker"
+  local worker supervisor
+  worker=$(pgrep -u "$(id -u)" --exact codex-worker) || fail "no worker"
+  supervisor=$(pgrep -u "$(id -u)" --exact codex-superviso)
+  grep -q "/codex-worker-scripted-[0-9]*-$worker.scope$" "/proc/$worker/cgroup" || fail "the worker is in $(cat "/proc/$worker/cgroup")"
+  codexctl status --json | grep -q '"protection": *"full"' || fail "the protection is not full: $(codexctl status)"
+
   echo "== restart"
   systemctl --user restart codex-supervisor || fail "the service does not restart"
   codexctl token scripted > /dev/null || fail "the endpoint does not come back after a restart"
+  [ "$(pgrep -u "$(id -u)" --exact codex-worker)" = "$worker" ] || fail "the worker did not outlive a restart"
+
+  echo "== crash"
+  kill -KILL "$(pgrep -u "$(id -u)" --exact codex-superviso)"
+  [ "$(pgrep -u "$(id -u)" --exact codex-worker)" = "$worker" ] || fail "the worker did not outlive a crash"
+  for _ in {1..100}; do systemctl --user is-active --quiet codex-supervisor && break; sleep 0.1; done
+  codexctl token scripted > /dev/null || fail "the endpoint does not come back after a crash"
+  [ "$(pgrep -u "$(id -u)" --exact codex-worker)" = "$worker" ] || fail "the worker was not taken over after a crash"
+  [ "$(pgrep -u "$(id -u)" --exact codex-superviso)" != "$supervisor" ] || fail "the supervisor is the same"
   [ "$(pgrep -u "$(id -u)" --count --exact codex-superviso)" = 1 ] || fail "not one supervisor: $(processes)"
 
   echo "== stop"
@@ -58,6 +74,8 @@ inside() {
   local left
   left=$(find "$XDG_RUNTIME_DIR/codex-supervisor" -type s 2> /dev/null || true)
   [ -z "$left" ] || fail "sockets are left: $left"
+  left=$(systemctl --user list-units --all --plain --no-legend 'codex-worker-*')
+  [ -z "$left" ] || fail "scopes are left: $left"
   kill "$provider"
   wait "$provider" || fail "the provider's script was not played: $(cat "$provider_log")"
 

@@ -92,6 +92,7 @@ fn packages_with_one_home_stay_there() {
         ("rusqlite", "codex-supervisor"),
         ("rustls", "codex-worker"),
         ("hyper-rustls", "codex-worker"),
+        ("zbus", "codex-supervisor"),
     ] {
         for package in metadata.workspace_packages() {
             assert!(

@@ -192,6 +192,11 @@ impl Paths {
         self.runtime.parent().unwrap_or(Path::new("/")).join("systemd/private")
     }
 
+    /// The person's message bus, present in a session of systemd's.
+    pub fn message_bus_socket(&self) -> PathBuf {
+        self.runtime.parent().unwrap_or(Path::new("/")).join("bus")
+    }
+
     /// What one endpoint's provider has taught by refusals.
     pub fn learned(&self, endpoint: &EndpointId) -> PathBuf {
         self.cache.join("learned").join(format!("{endpoint}.json"))
@@ -225,6 +230,7 @@ mod tests {
         assert_eq!(defaults.codex_home(), Path::new("/home/u/.codex"));
         assert_eq!(defaults.unit_folders()[0], Path::new("/home/u/.config/systemd/user"));
         assert_eq!(defaults.service_manager_socket(), Path::new("/run/user/7/systemd/private"));
+        assert_eq!(defaults.message_bus_socket(), Path::new("/run/user/7/bus"));
         let moved = paths(&[("HOME", "/h"), ("XDG_CONFIG_HOME", "/c"), ("XDG_STATE_HOME", "relative")]).unwrap();
         assert_eq!(moved.config_folder(), Path::new("/c/codex-supervisor"));
         assert_eq!(moved.state_folder(), Path::new("/h/.local/state/codex-supervisor"));

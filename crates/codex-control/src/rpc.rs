@@ -6,7 +6,8 @@
 //! |---|---|---|
 //! | `daemon.status` | – | [`DaemonStatus`] |
 //! | `daemon.reload` | – | [`DaemonStatus`] |
-//! | `daemon.stop` | – | `null`, then the daemon ends |
+//! | `daemon.stop` | – | `null`, then the daemon ends with everything it runs |
+//! | `daemon.restart` | – | `null`, then the daemon ends; its workers go on until the next one, started by the service manager or else by the caller, takes them over |
 //! | `endpoint.list` | – | `[`[`EndpointStatus`]`]` |
 //! | `endpoint.show` | [`EndpointParams`] | [`EndpointDetail`] |
 //! | `endpoint.add` | an [`EndpointSettings`] | [`EndpointStatus`] |
@@ -244,8 +245,10 @@ pub struct UsageLine {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protection {
-    /// A service manager restarts the supervisor and keeps its listeners.
+    /// A service manager restarts the supervisor and keeps its listeners, and workers have scopes of their own.
     Full,
+    /// A service manager restarts the supervisor, but workers would end with it: they have no scopes.
+    Partial,
     /// Nobody restarts the supervisor.
     Reduced,
 }

@@ -20,11 +20,11 @@ use tracing::{info, warn};
 
 use crate::clock::unix_ms;
 use crate::configuration::Configuration;
-use crate::event::{EVENTS_MAX, Event, Queue, Signal};
+use crate::event::{EVENTS_MAX, Event, Farewell, Queue, Signal};
 use crate::log::{LogLimits, RotatingFile};
 use crate::registry::SupervisorEntry;
 use crate::supervisor::{Start, Supervisor};
-use crate::{control, single, systemd, watch, worker_socket};
+use crate::{control, scope, single, systemd, watch, worker_socket};
 
 /// Time clients have to take their last answers.
 const FAREWELL_WITHIN: Duration = Duration::from_millis(500);
@@ -32,7 +32,9 @@ const FAREWELL_WITHIN: Duration = Duration::from_millis(500);
 const WORKER_PROGRAM: &str = "codex-worker";
 
 /// Runs until told to end.
-pub(crate) fn run() -> anyhow::Result<()> {
+///
+/// The workers live on where that was asked for.
+pub(crate) fn run() -> anyhow::Result<Farewell> {
     // Whatever we make is for nobody else, sockets included.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     descriptors::raise_limit();
@@ -69,14 +71,15 @@ pub(crate) fn run() -> anyhow::Result<()> {
         started_at_ms: unix_ms(),
     };
     let (queue, events) = mpsc::channel(EVENTS_MAX);
-    let start = Start { paths, environment, worker_program, own, configuration, log_limits, queue };
+    let start = Start { paths, environment, worker_program, own, configuration, log_limits, queue, manager: None };
     runtime.block_on(supervise(start, events))
 }
 
-async fn supervise(start: Start, events: mpsc::Receiver<Event>) -> anyhow::Result<()> {
+async fn supervise(mut start: Start, events: mpsc::Receiver<Event>) -> anyhow::Result<Farewell> {
     let mut inherited = systemd::inherited().context("cannot take over the service manager's sockets")?;
     let (paths, queue) = (start.paths.clone(), start.queue.clone());
-    forward_signals(&queue).context("cannot wait for signals")?;
+    start.manager = scope::Manager::find(&start.environment, &paths, queue.clone());
+    forward_signals(&queue, start.manager.as_ref()).context("cannot wait for signals")?;
     let control_path = paths.control_socket();
     let (control_listener, control_is_ours) = match inherited.control.take() {
         Some(listener) => (listener, false),
@@ -96,7 +99,7 @@ async fn supervise(start: Start, events: mpsc::Receiver<Event>) -> anyhow::Resul
         .ok();
     systemd::notify(&[NotifyState::Ready]);
     info!("ready");
-    supervisor.run(events).await;
+    let farewell = supervisor.run(events).await;
     // The owner is gone, and whoever waited for it has been answered; the answers still have to be written.
     drop(control_stop);
     if tokio::time::timeout(FAREWELL_WITHIN, clients).await.is_err() {
@@ -108,7 +111,7 @@ async fn supervise(start: Start, events: mpsc::Receiver<Event>) -> anyhow::Resul
             warn!(path = %path.display(), %error, "a socket cannot be removed");
         }
     }
-    Ok(())
+    Ok(farewell)
 }
 
 fn cannot_bind(path: &Path) -> String {
@@ -121,7 +124,7 @@ fn worker_program() -> anyhow::Result<PathBuf> {
     Ok(own.with_file_name(WORKER_PROGRAM))
 }
 
-fn forward_signals(queue: &Queue) -> io::Result<()> {
+fn forward_signals(queue: &Queue, manager: Option<&scope::Manager>) -> io::Result<()> {
     for (kind, meaning) in [
         (SignalKind::terminate(), Signal::Stop),
         (SignalKind::interrupt(), Signal::Stop),
@@ -129,9 +132,15 @@ fn forward_signals(queue: &Queue) -> io::Result<()> {
     ] {
         let mut signals = signal(kind)?;
         let queue = queue.clone();
+        // TERM is how a service manager ends us, whatever it means by that.
+        let manager = manager.filter(|_| kind == SignalKind::terminate()).cloned();
         // Ends with the runtime.
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
+                let meaning = match &manager {
+                    Some(manager) if manager.is_restarting().await => Signal::Leave,
+                    _ => meaning,
+                };
                 if queue.send(Event::Signal(meaning)).await.is_err() {
                     return;
                 }

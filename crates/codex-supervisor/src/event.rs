@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::probe::ProbeError;
+use crate::worker::Exit;
 
 /// Events that may wait for the owner task. Senders wait when it is full: they are readers of sockets, and a reader
 /// that waits is how a socket tells its other end to slow down.
@@ -47,8 +48,8 @@ pub(crate) enum Event {
     WorkerEnded {
         /// Which.
         worker: WorkerId,
-        /// How, for a person.
-        exit: String,
+        /// How.
+        exit: Exit,
     },
     /// A health probe has an answer.
     Probed {
@@ -56,6 +57,13 @@ pub(crate) enum Event {
         worker: WorkerId,
         /// The answer.
         result: Result<(), ProbeError>,
+    },
+    /// A worker was to be moved into a scope of its own.
+    Scoped {
+        /// Which.
+        worker: WorkerId,
+        /// Why it could not be.
+        result: Result<(), String>,
     },
     /// A settings file may have changed.
     SettingsTouched,
@@ -68,8 +76,19 @@ pub(crate) enum Event {
 pub(crate) enum Signal {
     /// TERM, INT: end cleanly; the second time: at once.
     Stop,
+    /// TERM of a service manager that restarts us: end at once and leave the workers to the next one.
+    Leave,
     /// HUP: read the settings again.
     Reload,
+}
+
+/// In what way we end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Farewell {
+    /// With everything we run, or with another of us already on its way.
+    End,
+    /// Another of us is to take over what goes on running.
+    Restart,
 }
 
 /// One worker process of ours, past or present.

@@ -30,8 +30,9 @@ pub(crate) const START_WITHIN: Duration = Duration::from_secs(15);
 /// Silence after which a worker counts as stuck: the missed heartbeats, and a little for a busy machine.
 pub(crate) const STUCK_AFTER: Duration =
     HEARTBEAT_INTERVAL.saturating_mul(HEARTBEATS_MISSED_MAX).saturating_add(Duration::from_millis(250));
-/// Time a replaced worker has for its running answers: longer than the longest turn seen, yet an end.
-pub(crate) const HANDOVER_WITHIN: Duration = Duration::from_hours(1);
+/// Time a replaced worker has for its running answers, which nearly all turns need only a part of. After it, a stream
+/// is told to try again, and the next worker is there.
+pub(crate) const HANDOVER_WITHIN: Duration = Duration::from_mins(10);
 /// What a worker gets beyond its drain deadline to send terminal events and exit, before TERM.
 pub(crate) const DRAIN_SLACK: Duration = Duration::from_millis(500);
 /// Time from TERM to KILL.
@@ -129,10 +130,21 @@ pub(crate) enum Phase {
     Starting,
     /// The last one ended; the next one starts after a pause.
     Waiting,
-    /// It ended too often; only [`Lifecycle::revive`] helps.
+    /// It ended too often lately: it is tried again, slowly, and somebody else answers meanwhile.
+    Tripped,
+    /// It ended too often in a row; only [`Lifecycle::revive`] helps.
     Exhausted,
     /// No worker is wanted.
     Resting,
+}
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// By itself: an exit, a fault, for want of memory, or in a way that nobody knows.
+    Itself,
+    /// Somebody else has killed it.
+    Killed,
 }
 
 /// See the module.
@@ -224,10 +236,13 @@ impl Lifecycle {
         }
         let on_its_way =
             |worker: &Worker| matches!(worker.stage, Stage::Starting { .. }) || worker.stage.is_unresolved();
-        if self.workers.values().any(on_its_way) {
-            Phase::Starting
-        } else if self.backoff.is_exhausted() {
+        let is_on_its_way = self.workers.values().any(on_its_way);
+        if self.backoff.is_exhausted() && !is_on_its_way {
             Phase::Exhausted
+        } else if self.backoff.is_tripped() {
+            Phase::Tripped
+        } else if is_on_its_way {
+            Phase::Starting
         } else if self.restart_at.is_some() {
             Phase::Waiting
         } else {
@@ -263,6 +278,11 @@ impl Lifecycle {
     /// Whether a worker ended unexpectedly and there was no minute of health since.
     pub(crate) fn is_recovering(&self) -> bool {
         self.backoff.is_running()
+    }
+
+    /// Whether it ended too often lately and has not been healthy since.
+    pub(crate) fn is_tripped(&self) -> bool {
+        self.backoff.is_tripped()
     }
 
     /// Whether no worker is left, wanted or not.
@@ -386,15 +406,22 @@ impl Lifecycle {
     }
 
     /// A worker has ended. Says whether that was unexpected.
-    pub(crate) fn ended(&mut self, now: Instant, generation: u64) -> bool {
+    pub(crate) fn ended(&mut self, now: Instant, generation: u64, end: End) -> bool {
         let Some(worker) = self.workers.remove(&generation) else {
             return false;
         };
-        let unexpected = matches!(worker.stage, Stage::Starting { .. } | Stage::Serving);
-        if unexpected {
-            self.crashed(now);
+        match (worker.stage, end) {
+            // It did its work: that somebody has killed it tells nothing about the next one.
+            (Stage::Serving, End::Killed) => {
+                let pause = self.backoff.killed(now, self.limits.restart_pause_max);
+                self.restart(now, pause);
+            }
+            (Stage::Starting { .. } | Stage::Serving, _) => self.crashed(now),
+            (Stage::Orphan { .. } | Stage::Draining { .. } | Stage::Terminating { .. } | Stage::Killed { .. }, _) => {
+                return false;
+            }
         }
-        unexpected
+        true
     }
 
     /// A probe has an answer. Says whether the worker is to be replaced because of it.
@@ -410,7 +437,7 @@ impl Lifecycle {
             self.probe.failures = 0;
             let since = *self.probe.healthy_since.get_or_insert(now);
             if now.saturating_duration_since(since) >= HEALTHY_FOR {
-                self.backoff.reset();
+                self.backoff.healthy();
             }
             return false;
         }
@@ -420,7 +447,8 @@ impl Lifecycle {
         if unhealthy {
             self.probe.failures = 0;
             self.revision += 1; // not `change`: an endpoint that is never healthy must not forget its restarts
-            self.restart_at = Some(now + self.backoff.pause(self.limits.restart_pause_max));
+            let pause = self.backoff.crashed(now, self.limits.restart_pause_max);
+            self.restart_at = Some(now + pause);
             self.restarts_total += 1;
         }
         unhealthy
@@ -431,11 +459,16 @@ impl Lifecycle {
         self.probe.due_at = Some(now);
     }
 
-    /// We ourselves were stopped for `late` (suspend, freeze): nobody else is to blame for the silence.
+    /// We ourselves were away for `late` (freeze, no processor): nobody else is to blame for the silence meanwhile.
     pub(crate) fn late(&mut self, now: Instant, late: Duration) {
-        self.probe.failures = 0;
+        let is_long = late >= HEARTBEAT_INTERVAL;
+        if is_long {
+            self.probe.failures = 0;
+        }
         for worker in self.workers.values_mut() {
-            worker.heard_at = worker.heard_at.max(now);
+            // After a long absence everybody starts anew: whoever was away with us may come back a little later.
+            let forgiven = if is_long { now } else { now.min(worker.heard_at + late) };
+            worker.heard_at = worker.heard_at.max(forgiven);
             match &mut worker.stage {
                 Stage::Orphan { until }
                 | Stage::Starting { until }
@@ -536,11 +569,18 @@ impl Lifecycle {
     }
 
     fn crashed(&mut self, now: Instant) {
+        if self.wanted == Wanted::Serve {
+            let pause = self.backoff.crashed(now, self.limits.restart_pause_max);
+            self.restart(now, pause);
+        }
+    }
+
+    fn restart(&mut self, now: Instant, pause: Duration) {
         self.probe.healthy_since = None;
         self.probe.failures = 0;
         if self.wanted == Wanted::Serve {
             self.restarts_total += 1;
-            self.restart_at = Some(now + self.backoff.pause(self.limits.restart_pause_max));
+            self.restart_at = Some(now + pause);
         }
     }
 }

@@ -12,6 +12,7 @@
 //! | [`configuration`], [`watch`] | the settings in force, and what a changed file changes |
 //! | [`ports`], [`stand_in`] | listeners, and what answers where no worker may |
 //! | [`worker`], [`worker_socket`], [`probe`], [`memory`] | workers: their processes, what they say, their health |
+//! | [`scope`] | workers that outlive us under systemd |
 //! | [`control`], [`announce`] | the control socket and its events |
 //! | [`database`] | `state.db`: usage and incidents |
 //! | [`registry`], [`stopped`] | what is remembered: processes, the person's stops |
@@ -32,6 +33,7 @@ mod memory;
 mod ports;
 mod probe;
 mod registry;
+mod scope;
 mod single;
 mod stand_in;
 mod stopped;
@@ -47,12 +49,17 @@ use clap::Parser;
 use codex_control::report::{self, Hinted};
 
 use crate::arguments::Arguments;
+use crate::event::Farewell;
 use crate::single::LockError;
+
+/// Exit code that asks a service manager for another start; `EX_TEMPFAIL` of sysexits.h. With 0 it lets us rest.
+const RESTART_EXIT: u8 = 75;
 
 fn main() -> ExitCode {
     let Arguments { foreground: _ } = Arguments::parse();
     match daemon::run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Farewell::End) => ExitCode::SUCCESS,
+        Ok(Farewell::Restart) => ExitCode::from(RESTART_EXIT),
         Err(error) => {
             eprintln!("error: {}", report::chain(error.as_ref()));
             if let Some(hint) = error.downcast_ref::<LockError>().and_then(Hinted::hint) {

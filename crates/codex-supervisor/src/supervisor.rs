@@ -33,25 +33,30 @@ use tracing::{debug, error, info, warn};
 use crate::announce::{Announcer, Line};
 use crate::configuration::{Configuration, Difference, Planned, differences};
 use crate::database::Database;
-use crate::event::{Event, Queue, Signal};
+use crate::event::{Event, Farewell, Queue, Signal};
 use crate::lifecycle::{DRAIN_SLACK, TERMINATE_WITHIN};
 use crate::log::{self, LogLimits};
 use crate::memory::Memory;
 use crate::ports::Ports;
 use crate::registry::{Registry, SupervisorEntry};
+use crate::scope;
 use crate::stopped::Stopped;
 use crate::supervisor::managed::Managed;
 use crate::supervisor::services::Services;
 use crate::systemd::{self, Inherited, Store};
 
 /// Time between two looks at the clock; also how finely our own absence is noticed.
-const TICK: Duration = Duration::from_millis(500);
-/// A tick that is later than this means that *we* were stopped: nobody else is to blame for what we did not hear.
-const LATE_TICK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(250);
+/// A tick that is later than this means that *we* were away: nobody else is to blame for what we did not hear.
+const LATE_TICK: Duration = Duration::from_millis(50);
+/// An absence that is worth a line in the log.
+const LATE_TICK_TOLD: Duration = Duration::from_secs(1);
 /// Time between two rounds of what has time: logs, files that may have changed.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(5);
 /// Pause after a first change in the settings folder: editors write in several steps.
 const SETTLE: Duration = Duration::from_millis(100);
+/// Time for workers that are just being moved into their scopes, before we leave without waiting for them.
+const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 /// What workers get beyond all their deadlines before we end without them.
 const STOP_SLACK: Duration = Duration::from_secs(2);
 
@@ -71,6 +76,8 @@ pub(crate) struct Start {
     pub(crate) log_limits: Arc<LogLimits>,
     /// Where events are to be put.
     pub(crate) queue: Queue,
+    /// The service manager, if we are a service.
+    pub(crate) manager: Option<scope::Manager>,
 }
 
 /// See the module.
@@ -87,6 +94,8 @@ pub(crate) struct Supervisor {
     watchdog: Option<Watchdog>,
     status_line: String,
     give_up_at: Option<Instant>,
+    leave_by: Option<Instant>,
+    farewell: Farewell,
 }
 
 /// A client that waits until an endpoint answers.
@@ -106,7 +115,7 @@ impl Supervisor {
     /// Takes over what earlier runs have left and starts every endpoint.
     pub(crate) fn start(start: Start, inherited: Inherited) -> Self {
         let now = Instant::now();
-        let Start { paths, environment, worker_program, own, configuration, log_limits, queue } = start;
+        let Start { paths, environment, worker_program, own, configuration, log_limits, queue, manager } = start;
         let services = Services {
             store: Store::new(&environment),
             ports: Ports::load(&paths.ports()),
@@ -120,6 +129,8 @@ impl Supervisor {
             worker_program,
             own,
             queue,
+            manager,
+            scope_problem: None,
             log_limits,
             is_stopping: false,
             status_is_outdated: true,
@@ -138,6 +149,8 @@ impl Supervisor {
             watchdog: systemd::watchdog_interval().map(|interval| Watchdog { interval, due_at: now }),
             status_line: String::new(),
             give_up_at: None,
+            leave_by: None,
+            farewell: Farewell::End,
         };
         supervisor.tell_settings();
         for planned in &supervisor.plan {
@@ -155,8 +168,8 @@ impl Supervisor {
         self.services.announcer.lines()
     }
 
-    /// Takes events until it is told to end and all workers have ended.
-    pub(crate) async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+    /// Takes events until it is told to end and all workers have ended, or are safe without us.
+    pub(crate) async fn run(mut self, mut events: mpsc::Receiver<Event>) -> Farewell {
         loop {
             let deadline = tokio::time::Instant::from_std(self.deadline());
             let event = tokio::select! {
@@ -171,13 +184,21 @@ impl Supervisor {
             if let Some(event) = event {
                 self.handle(event, now);
             }
-            self.drive_due(now);
+            if self.leave_by.is_none() {
+                self.drive_due(now);
+            }
             self.settle(now);
+            if self.leave_by.is_some_and(|by| now >= by || !self.endpoints.values().any(Managed::is_moving)) {
+                info!("left, the workers go on");
+                break;
+            }
             if self.services.is_stopping && self.is_at_end(now) {
                 break;
             }
         }
+        let farewell = self.farewell;
         self.clean_up();
+        farewell
     }
 
     fn handle(&mut self, event: Event, now: Instant) {
@@ -213,17 +234,23 @@ impl Supervisor {
             Event::Probed { worker, result } => {
                 let is_awaited = self.waiters.iter().any(|waiter| waiter.endpoint == worker.endpoint);
                 if let Some(managed) = self.endpoints.get_mut(&worker.endpoint) {
-                    let is_healthy = managed.probed(worker.generation, &result, is_awaited, now);
+                    let is_healthy = managed.probed(worker.generation, &result, is_awaited, &mut self.services, now);
                     managed.drive(&mut self.services, now);
                     if is_healthy {
                         self.answer_waiters(&worker.endpoint);
                     }
                 }
             }
+            Event::Scoped { worker, result } => {
+                if let Some(managed) = self.endpoints.get_mut(&worker.endpoint) {
+                    managed.scoped(worker.generation, result, &mut self.services);
+                }
+            }
             Event::SettingsTouched => {
                 self.reload_at.get_or_insert(now + SETTLE);
             }
             Event::Signal(Signal::Reload) => self.reload(now),
+            Event::Signal(Signal::Leave) => self.leave(now),
             Event::Signal(Signal::Stop) => self.stop(now),
         }
     }
@@ -232,10 +259,12 @@ impl Supervisor {
         let late = now.saturating_duration_since(self.tick_at);
         self.tick_at = now + TICK;
         if late > LATE_TICK {
-            warn!(
-                elapsed_ms = u64::try_from(late.as_millis()).unwrap_or(u64::MAX),
-                "we were stopped for a while; nobody is blamed for the silence"
-            );
+            if late > LATE_TICK_TOLD {
+                warn!(
+                    elapsed_ms = u64::try_from(late.as_millis()).unwrap_or(u64::MAX),
+                    "we were stopped for a while; nobody is blamed for the silence"
+                );
+            }
             self.endpoints.values_mut().for_each(|managed| managed.late(now, late));
         }
         if let Some(watchdog) = self.watchdog.as_mut().filter(|watchdog| now >= watchdog.due_at) {
@@ -274,7 +303,12 @@ impl Supervisor {
     fn deadline(&self) -> Instant {
         let endpoints = self.endpoints.values().filter_map(Managed::deadline);
         let waiters = self.waiters.iter().map(|waiter| waiter.deadline);
-        endpoints.chain(waiters).chain(self.reload_at).chain(self.give_up_at).fold(self.tick_at, Instant::min)
+        endpoints
+            .chain(waiters)
+            .chain(self.reload_at)
+            .chain(self.give_up_at)
+            .chain(self.leave_by)
+            .fold(self.tick_at, Instant::min)
     }
 
     fn drive_due(&mut self, now: Instant) {
@@ -396,6 +430,18 @@ impl Supervisor {
             systemd::notify(&[NotifyState::Status(&line)]);
             self.status_line = line;
         }
+    }
+
+    /// Ends without the workers: the next supervisor finds them by the registry, and they find it.
+    fn leave(&mut self, now: Instant) {
+        if self.services.is_stopping || self.leave_by.is_some() {
+            return;
+        }
+        info!("leaving, the workers go on");
+        // What is on its way into a scope would be ended with us.
+        self.leave_by = Some(now + LEAVE_WITHIN);
+        systemd::notify(&[NotifyState::Stopping]);
+        self.services.announcer.tell("daemon.restarting", None, "the supervisor restarts".to_owned(), Value::Null);
     }
 
     /// Begins to end; told twice, ends at once.

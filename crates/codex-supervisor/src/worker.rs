@@ -10,11 +10,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use codex_control::endpoint::CredentialSource;
 use codex_control::environment::{Environment, PASSED_TO_WORKER};
 use codex_control::process::Process;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::event::{Event, Queue, WorkerId};
+use crate::lifecycle::End;
 use crate::log;
 
 /// Everything a worker's process is started with. Nothing secret: every user of the machine can read arguments.
@@ -33,6 +35,21 @@ pub(crate) struct Launch<'a> {
     pub(crate) environment: &'a Environment,
     /// Where it is to read its credential; a variable must be passed on.
     pub(crate) credential: &'a CredentialSource,
+}
+
+/// How a worker's process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Exit {
+    /// For a person, e.g. `exit code 3`.
+    pub(crate) text: String,
+    /// For the lifecycle, as long as it was not us who killed it.
+    pub(crate) end: End,
+}
+
+impl Exit {
+    fn unknown(reason: &dyn std::fmt::Display) -> Self {
+        Self { text: format!("unknown: {reason}"), end: End::Itself }
+    }
 }
 
 /// Starts a worker in a process group of its own, so that a Ctrl-C meant for us does not end it.
@@ -93,25 +110,48 @@ pub(crate) fn watch(worker: WorkerId, process: &Process, mut child: Option<Child
     };
     // The task ends with the process; the owner signals that, not the task.
     tokio::spawn(async move {
+        let oom_kills_before = oom_kills();
         let exit = match pidfd.readable().await {
             Ok(_) => match child.as_mut().map(Child::wait) {
-                Some(Ok(status)) => describe(status),
-                Some(Err(error)) => format!("unknown: {error}"),
-                None => "unknown: it was started by an earlier supervisor".to_owned(),
+                Some(Ok(status)) => describe(status, oom_kills_before),
+                Some(Err(error)) => Exit::unknown(&error),
+                None => Exit::unknown(&"it was started by an earlier supervisor"),
             },
-            Err(error) => format!("unknown: {error}"),
+            Err(error) => Exit::unknown(&error),
         };
         let _ = queue.send(Event::WorkerEnded { worker, exit }).await; // fails only when the owner has ended
     });
     Ok(())
 }
 
-fn describe(status: ExitStatus) -> String {
+/// Whether a process has ended, waited for or not.
+pub(crate) fn has_ended(process: &Process) -> bool {
+    let mut ended = [PollFd::new(process, PollFlags::IN)];
+    // An error would mean a bad descriptor, and ours is good.
+    rustix::event::poll(&mut ended, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+}
+
+fn describe(status: ExitStatus, oom_kills_before: Option<u64>) -> Exit {
     match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit code {code}"),
-        (None, Some(signal)) => format!("signal {signal}"),
-        (None, None) => status.to_string(),
+        (Some(code), _) => Exit { text: format!("exit code {code}"), end: End::Itself },
+        (None, Some(number)) if number == Signal::KILL.as_raw() => {
+            // The kernel kills for want of memory by the same signal. Its count is the machine's, so one that grew may
+            // mean another process: then a kill is taken for a crash, which only makes us more careful.
+            if oom_kills() == oom_kills_before {
+                Exit { text: format!("signal {number}"), end: End::Killed }
+            } else {
+                Exit { text: format!("signal {number}, while the system was out of memory"), end: End::Itself }
+            }
+        }
+        (None, Some(number)) => Exit { text: format!("signal {number}"), end: End::Itself },
+        (None, None) => Exit { text: status.to_string(), end: End::Itself },
     }
+}
+
+/// Processes the kernel has killed for want of memory, in any group, since it started; `None` where it does not tell.
+fn oom_kills() -> Option<u64> {
+    let counters = std::fs::read_to_string("/proc/vmstat").ok()?;
+    counters.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())
 }
 
 #[cfg(test)]
@@ -127,7 +167,7 @@ mod tests {
     }
 
     /// Starts `script` as a worker and returns what it wrote and how it ended.
-    async fn run(script: &str, environment: &[(&str, &str)]) -> (String, String) {
+    async fn run(script: &str, environment: &[(&str, &str)]) -> (String, Exit) {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("worker");
         std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -159,11 +199,16 @@ mod tests {
         let (log, exit) = run(script, &environment).await;
         let arguments = "--endpoint-id zai --generation 4 --supervisor /run/worker.sock";
         assert_eq!(log, format!("{arguments}\nHOME=/h\nMY_KEY=k\nPATH=/usr/bin:/bin\nsocket\n"));
-        assert_eq!(exit, "exit code 3");
+        assert_eq!(exit, Exit { text: "exit code 3".to_owned(), end: End::Itself });
     }
 
     #[tokio::test]
-    async fn a_signal_is_named() {
-        assert_eq!(run("kill -9 $$", &[]).await.1, "signal 9");
+    async fn a_signal_is_named_and_a_kill_is_told_from_a_fault() {
+        let (_, exit) = run("kill -SEGV $$", &[]).await;
+        assert_eq!(exit, Exit { text: "signal 11".to_owned(), end: End::Itself });
+        let killed = ExitStatus::from_raw(9);
+        assert_eq!(describe(killed, oom_kills()), Exit { text: "signal 9".to_owned(), end: End::Killed });
+        let out_of_memory = describe(killed, oom_kills().map(|count| count.wrapping_sub(1)));
+        assert_eq!(oom_kills().map(|_| End::Itself), oom_kills().map(|_| out_of_memory.end));
     }
 }

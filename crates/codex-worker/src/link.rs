@@ -17,7 +17,8 @@ use anyhow::{Context, bail};
 use codex_control::endpoint::CredentialSource;
 use codex_control::ipc::frame::{self, WorkerCodec};
 use codex_control::ipc::{
-    Assignment, FromWorker, HEARTBEAT_INTERVAL, HELLO_TIMEOUT, Hello, REPORTS_QUEUED_MAX, ToWorker, VERSION,
+    Assignment, FromWorker, HEARTBEAT_INTERVAL, HELLO_TIMEOUT, Hello, REPORTS_QUEUED_MAX, RequestOutcome, ToWorker,
+    VERSION,
 };
 use codex_control::process;
 use codex_control::tables::Tables;
@@ -26,7 +27,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::codec::Framed;
 
 use crate::arguments::Supervision;
@@ -34,17 +35,20 @@ use crate::serve::{self, Drain};
 use crate::worker::Worker;
 
 /// Pause before dialling again after the socket broke; doubled up to [`REDIAL_PAUSE_MAX`].
-const REDIAL_PAUSE: Duration = Duration::from_millis(50);
-/// Longest pause between two dials: a supervisor that is back must find its workers at once.
-const REDIAL_PAUSE_MAX: Duration = Duration::from_millis(200);
+const REDIAL_PAUSE: Duration = Duration::from_millis(25);
+/// Longest pause between two dials: a supervisor that is back must find its workers at once. A dial in vain costs a
+/// few microseconds.
+const REDIAL_PAUSE_MAX: Duration = Duration::from_millis(100);
+/// A failure is in the supervisor's counters this much later at most; so many failures at once make one heartbeat.
+const NEWS_WITHIN: Duration = Duration::from_millis(20);
 /// A worker that has neither a supervisor nor a request for this long ends itself: nobody is left to end it.
 const ORPHANED_MAX: Duration = Duration::from_mins(10);
 /// Time for the first conversation, before anything is served.
 const FIRST_CONTACT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a missing key is looked for.
 const KEY_RECHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Time open streams get after a signal.
-const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time open streams get after a signal; what they are told at its end arrives within five seconds.
+const STOP_TIMEOUT: Duration = Duration::from_millis(4_500);
 
 type Socket = Framed<UnixStream, WorkerCodec>;
 
@@ -168,22 +172,20 @@ impl Link {
     async fn run(mut self, socket: Socket, address: SocketAddr) {
         let mut socket = Some(socket);
         let mut pause = REDIAL_PAUSE;
-        let mut orphaned_at = Instant::now();
+        let mut solitude = Solitude { since: Instant::now() };
         loop {
             if let Some(connected) = socket.take() {
                 pause = REDIAL_PAUSE;
                 if let Broken::Done = self.talk(connected, address).await {
                     return;
                 }
-                orphaned_at = Instant::now();
+                solitude = Solitude { since: Instant::now() };
                 tracing::warn!("the supervisor is gone; serving goes on");
             }
             if self.drain.has_begun() {
                 return;
             }
-            if self.worker.metrics.requests_active() > 0 {
-                orphaned_at = Instant::now();
-            } else if orphaned_at.elapsed() > ORPHANED_MAX {
+            if solitude.is_over(Instant::now(), self.worker.metrics.requests_active()) {
                 tracing::warn!("no supervisor and no request for a long time; this worker ends");
                 self.drain.begin(STOP_TIMEOUT);
                 return;
@@ -225,13 +227,18 @@ impl Link {
             self.unsent = Some(report);
             return Broken::Socket;
         }
-        let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
-        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heartbeat_at = Instant::now();
         loop {
             let message = tokio::select! {
-                _ = heartbeat.tick() => FromWorker::Heartbeat(self.worker.metrics.snapshot()),
+                () = tokio::time::sleep_until(heartbeat_at) => {
+                    heartbeat_at = Instant::now() + HEARTBEAT_INTERVAL;
+                    FromWorker::Heartbeat(self.worker.metrics.snapshot())
+                }
                 report = self.outgoing.recv() => match report {
                     Some(report) => {
+                        if is_news(&report) {
+                            heartbeat_at = heartbeat_at.min(Instant::now() + NEWS_WITHIN);
+                        }
                         self.unsent = Some(report.clone());
                         report
                     }
@@ -265,6 +272,26 @@ impl Link {
             }
             self.unsent = None;
         }
+    }
+}
+
+/// Whether a person who looks at the status is to see it at once: a request that did not go as it should.
+fn is_news(report: &FromWorker) -> bool {
+    matches!(report, FromWorker::Finished(report) if !matches!(report.outcome, RequestOutcome::Completed | RequestOutcome::Cancelled))
+}
+
+/// How long a worker has been without a supervisor and without work.
+struct Solitude {
+    since: Instant,
+}
+
+impl Solitude {
+    /// Whether that is [`ORPHANED_MAX`].
+    fn is_over(&mut self, now: Instant, requests_active: u64) -> bool {
+        if requests_active > 0 {
+            self.since = now;
+        }
+        now.saturating_duration_since(self.since) >= ORPHANED_MAX
     }
 }
 
@@ -314,5 +341,22 @@ async fn redial(path: &Path, hello: &Hello, listener: &OwnedFd) -> anyhow::Resul
         Some(Ok(first)) => Ok((socket, first)),
         Some(Err(error)) => Err(error.into()),
         None => bail!("the supervisor does not know this worker"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_nobody_needs_ends_and_one_that_works_does_not() {
+        let start = Instant::now();
+        let mut solitude = Solitude { since: start };
+        let almost = start + ORPHANED_MAX.checked_sub(Duration::from_secs(1)).unwrap();
+        assert!(!solitude.is_over(almost, 0));
+        assert!(!solitude.is_over(almost, 1), "a request counts");
+        assert!(!solitude.is_over(start + ORPHANED_MAX, 0));
+        assert!(!solitude.is_over(almost + ORPHANED_MAX * 3, 1));
+        assert!(solitude.is_over(almost + ORPHANED_MAX * 4, 0));
     }
 }

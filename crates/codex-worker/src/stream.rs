@@ -78,6 +78,7 @@ pub(crate) struct TurnStream {
     active_at: Instant,
     keepalive_at: Instant,
     timer: Pin<Box<Sleep>>,
+    drain: Drain,
     expired: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
@@ -113,7 +114,11 @@ impl TurnStream {
             active_at: now,
             keepalive_at: now + KEEPALIVE_INTERVAL,
             timer: Box::pin(tokio::time::sleep(KEEPALIVE_INTERVAL.min(idle_timeout))),
-            expired: Box::pin(async move { drain.expired().await }),
+            expired: Box::pin({
+                let drain = drain.clone();
+                async move { drain.expired().await }
+            }),
+            drain,
         }
     }
 
@@ -124,6 +129,10 @@ impl TurnStream {
     /// The next bytes for Codex: everything that can be made of what the provider has delivered so far, as one write.
     pub(crate) fn poll_bytes(&mut self, ctx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let mut out = std::mem::take(&mut self.desk.lock().ready);
+        // Here, too: a provider that is never silent does not put off the end of this worker.
+        if self.drain.has_begun() && !matches!(self.state, State::Ended) && self.expired.as_mut().poll(ctx).is_ready() {
+            self.end(EndCause::Failed(turn::being_replaced()), &mut out);
+        }
         while out.len() < WRITE_BYTES_MAX {
             let polled = match &mut self.state {
                 State::Waiting(_) => self.poll_exchange(ctx, &mut out),

@@ -136,24 +136,34 @@ pub(crate) fn detach(environment: &Environment) -> Result<(), Failure> {
     output::plain(&child.id().to_string())
 }
 
-/// Ends the supervisor with everything it runs, and waits until it is gone; says whether there was one.
-pub(crate) fn stop(ctx: &Context) -> Result<bool, Failure> {
+/// Time for a supervisor to end with everything it runs.
+fn stop_timeout(ctx: &Context) -> Duration {
     // The person's own limit for workers counts; settings that do not load leave the default in force.
     let settings = Settings::load(&ctx.paths.settings()).unwrap_or_default();
-    let timeout = Duration::from_secs(settings.daemon.stop_timeout_s) + STOP_MARGIN;
+    Duration::from_secs(settings.daemon.stop_timeout_s) + STOP_MARGIN
+}
+
+/// Ends the supervisor with everything it runs, and waits until it is gone; says whether there was one.
+pub(crate) fn stop(ctx: &Context) -> Result<bool, Failure> {
+    let timeout = stop_timeout(ctx);
     if let Some(service) = Service::find(&ctx.paths, &ctx.environment)
         && service.is_active()
     {
         service.control("stop", timeout)?;
         return Ok(true);
     }
+    end(ctx, "daemon.stop", timeout)
+}
+
+/// Asks the supervisor to end in one way or the other, and waits until it is gone; says whether there was one.
+fn end(ctx: &Context, method: &str, timeout: Duration) -> Result<bool, Failure> {
     let Some(mut client) = find(ctx)? else {
         return Ok(false);
     };
     let status: DaemonStatus = client.call("daemon.status", (), CALL_TIMEOUT).map_err(Failure::from)?;
     // Held before it is asked to end: afterwards the number may be somebody else's.
     let process = Process::open(status.pid);
-    match client.call_raw("daemon.stop", (), timeout) {
+    match client.call_raw(method, (), timeout) {
         // It may be gone before it has said so.
         Ok(_) | Err(CallError::Lost(_)) => {}
         Err(CallError::Refused(error)) => return Err(error.into()),
@@ -170,16 +180,14 @@ pub(crate) fn stop(ctx: &Context) -> Result<bool, Failure> {
     }
 }
 
-/// Ends the supervisor, if it runs, and starts it.
+/// Ends the supervisor, if it runs, and starts it. Its workers go on and are taken over.
 pub(crate) fn restart(ctx: &Context) -> Result<Client, Failure> {
     if let Some(service) = Service::find(&ctx.paths, &ctx.environment)
         && service.is_active()
     {
-        let settings = Settings::load(&ctx.paths.settings()).unwrap_or_default();
-        let stop_timeout = Duration::from_secs(settings.daemon.stop_timeout_s) + STOP_MARGIN;
-        service.control("restart", stop_timeout + START_TIMEOUT)?;
+        service.control("restart", stop_timeout(ctx) + START_TIMEOUT)?;
     } else {
-        stop(ctx)?;
+        end(ctx, "daemon.restart", stop_timeout(ctx))?;
     }
     match Client::connect(&ctx.paths.control_socket())? {
         Some(client) => Ok(client),

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::backoff::{PAUSE_FIRST, RESTARTS_IN_ROW_MAX};
+use crate::backoff::{CRASHES_MAX, JITTER_SHARE, PAUSE_FIRST, RESTARTS_IN_ROW_MAX, WINDOW};
 
 const LIMITS: Limits = Limits {
     restart_pause_max: Duration::from_secs(30),
@@ -86,7 +86,7 @@ fn the_first_worker_starts_at_once_and_rest_drains_it() {
     bench.lifecycle.want(REST);
     assert_eq!(bench.commands(), [Command::Drain { generation: 1, within: Duration::from_secs(5) }]);
     assert!(bench.lifecycle.is_leaving(1) && !bench.lifecycle.is_empty());
-    assert!(!bench.lifecycle.ended(bench.now, 1), "an asked-for end is expected");
+    assert!(!bench.lifecycle.ended(bench.now, 1, End::Itself), "an asked-for end is expected");
     assert!(bench.lifecycle.is_empty());
     assert_eq!(bench.commands(), []);
 }
@@ -120,20 +120,24 @@ fn a_shorter_rest_shortens_a_drain_that_runs() {
 #[test]
 fn a_crash_is_answered_at_once_and_then_ever_later() {
     let mut bench = Bench::serving();
-    assert!(bench.lifecycle.ended(bench.now, 1));
+    assert!(bench.lifecycle.ended(bench.now, 1, End::Itself));
     assert_eq!(bench.commands(), [Command::Spawn { generation: 2 }]);
-    assert!(bench.lifecycle.ended(bench.now, 2));
+    assert!(bench.lifecycle.ended(bench.now, 2, End::Itself));
     assert_eq!(bench.commands(), [], "the second waits");
     assert_eq!(bench.lifecycle.phase(), Phase::Waiting);
     assert_eq!(bench.pass(PAUSE_FIRST, &[]), [Command::Spawn { generation: 3 }]);
     assert_eq!(bench.lifecycle.restarts_total(), 2);
     let mut generation = 3;
-    for _ in 3..=RESTARTS_IN_ROW_MAX {
-        bench.lifecycle.ended(bench.now, generation);
+    for n in 3..=RESTARTS_IN_ROW_MAX {
+        bench.lifecycle.ended(bench.now, generation, End::Itself);
+        let is_tripped = n > u32::try_from(CRASHES_MAX).unwrap();
+        assert_eq!(bench.lifecycle.phase(), if is_tripped { Phase::Tripped } else { Phase::Waiting });
+        let ended_at = bench.now;
         generation = bench.pass_to_spawn(&[]);
+        assert!(!is_tripped || bench.now - ended_at >= LIMITS.restart_pause_max.mul_f64(1.0 - JITTER_SHARE));
     }
-    assert_eq!(bench.lifecycle.phase(), Phase::Starting);
-    bench.lifecycle.ended(bench.now, generation);
+    assert_eq!(bench.lifecycle.phase(), Phase::Tripped, "a try alone is no health");
+    bench.lifecycle.ended(bench.now, generation, End::Itself);
     assert_eq!(bench.lifecycle.phase(), Phase::Exhausted);
     assert_eq!(bench.lifecycle.deadline(), None, "nothing to wait for");
     bench.lifecycle.revive();
@@ -141,9 +145,30 @@ fn a_crash_is_answered_at_once_and_then_ever_later() {
 }
 
 #[test]
+fn a_kill_of_one_that_served_is_answered_at_once_however_often() {
+    let mut bench = Bench::serving();
+    for generation in 1..1_000 {
+        assert!(bench.lifecycle.ended(bench.now, generation, End::Killed));
+        assert_eq!(bench.commands(), [Command::Spawn { generation: generation + 1 }]);
+        bench.ready(generation + 1);
+        bench.commands();
+    }
+    assert!(!bench.lifecycle.is_recovering());
+    assert_eq!(bench.lifecycle.restarts_total(), 999);
+    // One that is killed before it serves may be killed for what it does.
+    bench.lifecycle.ended(bench.now, 1_000, End::Killed);
+    let mut generation = bench.pass_to_spawn(&[]);
+    for _ in 0..=CRASHES_MAX {
+        bench.lifecycle.ended(bench.now, generation, End::Killed);
+        generation = bench.pass_to_spawn(&[]);
+    }
+    assert!(bench.lifecycle.is_tripped());
+}
+
+#[test]
 fn only_a_minute_of_health_makes_restarts_forgotten() {
     let mut bench = Bench::serving();
-    bench.lifecycle.ended(bench.now, 1);
+    bench.lifecycle.ended(bench.now, 1, End::Itself);
     bench.commands();
     bench.ready(2);
     bench.commands();
@@ -158,6 +183,28 @@ fn only_a_minute_of_health_makes_restarts_forgotten() {
 }
 
 #[test]
+fn a_tripped_endpoint_serves_when_it_can_and_is_well_after_a_minute_of_health() {
+    let mut bench = Bench::serving();
+    let mut generation = 1;
+    while !bench.lifecycle.is_tripped() {
+        bench.lifecycle.ended(bench.now, generation, End::Itself);
+        generation = bench.pass_to_spawn(&[]);
+    }
+    bench.ready(generation);
+    assert_eq!(bench.lifecycle.phase(), Phase::Serving(generation));
+    bench.commands();
+    for second in 0..=HEALTHY_FOR.as_secs() {
+        assert!(bench.lifecycle.is_tripped(), "after {second} s");
+        bench.lifecycle.probed(bench.now, generation, true);
+        bench.pass(Duration::from_secs(1), &[generation]);
+    }
+    assert!(!bench.lifecycle.is_tripped());
+    bench.pass(WINDOW, &[generation]);
+    bench.lifecycle.ended(bench.now, generation, End::Itself);
+    assert_eq!(bench.commands(), [Command::Spawn { generation: generation + 1 }], "at once again");
+}
+
+#[test]
 fn a_silent_worker_is_killed_and_replaced_within_two_seconds() {
     let mut bench = Bench::serving();
     bench.lifecycle.probed(bench.now, 1, true);
@@ -165,7 +212,7 @@ fn a_silent_worker_is_killed_and_replaced_within_two_seconds() {
     let commands = bench.pass(STUCK_AFTER, &[]);
     let kill = Command::Kill { generation: 1, because: KillReason::Stuck };
     assert_eq!(commands, [kill, Command::Spawn { generation: 2 }]);
-    assert!(!bench.lifecycle.ended(bench.now, 1), "it was counted when it was killed");
+    assert!(!bench.lifecycle.ended(bench.now, 1, End::Itself), "it was counted when it was killed");
     assert_eq!(bench.lifecycle.restarts_total(), 1);
 }
 
@@ -176,6 +223,23 @@ fn our_own_absence_kills_nobody() {
     bench.now += away;
     bench.lifecycle.late(bench.now, away);
     assert!(!bench.commands().iter().any(|command| matches!(command, Command::Kill { .. })));
+}
+
+/// We get the processor for a moment every second: silence counts only as far as we could have heard.
+#[test]
+fn short_absences_are_forgiven_as_far_as_they_went() {
+    let mut bench = Bench::serving();
+    let (late, tick) = (Duration::from_millis(400), Duration::from_millis(250));
+    let mut heard = Duration::ZERO;
+    while heard + tick < STUCK_AFTER {
+        bench.now += tick + late;
+        heard += tick;
+        bench.lifecycle.late(bench.now, late);
+        let commands = bench.commands();
+        assert!(!commands.iter().any(|command| matches!(command, Command::Kill { .. })), "{heard:?}: {commands:?}");
+    }
+    bench.now += tick;
+    assert_eq!(bench.commands()[0], Command::Kill { generation: 1, because: KillReason::Stuck });
 }
 
 #[test]
@@ -199,7 +263,7 @@ fn a_change_that_does_not_start_leaves_the_old_one_serving() {
     bench.lifecycle.change();
     bench.commands();
     for generation in 2..10 {
-        bench.lifecycle.ended(bench.now, generation);
+        bench.lifecycle.ended(bench.now, generation, End::Itself);
         assert_eq!(bench.lifecycle.phase(), Phase::Serving(1));
         assert_eq!(bench.pass_to_spawn(&[1]), generation + 1);
     }
@@ -262,7 +326,7 @@ fn an_orphan_is_adopted_or_ended_before_anything_is_started() {
     assert_eq!(bench.pass(ADOPT_WITHIN, &[]), [Command::Terminate { generation: 7 }]);
     let kill = Command::Kill { generation: 7, because: KillReason::Lingering };
     assert_eq!(bench.pass(TERMINATE_WITHIN, &[]), [kill], "nothing starts beside it");
-    bench.lifecycle.ended(bench.now, 7);
+    bench.lifecycle.ended(bench.now, 7, End::Itself);
     assert_eq!(bench.commands(), [Command::Spawn { generation: 8 }]);
 }
 
@@ -290,6 +354,7 @@ enum Happening {
     Change,
     Ready,
     Crash(u8),
+    Kill(u8),
     Hang(u8),
     Probed(bool),
     Late,
@@ -303,7 +368,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => Just(Happening::Rest),
         1 => Just(Happening::Change),
         4 => Just(Happening::Ready),
-        1 => any::<u8>().prop_map(Happening::Crash),
+        2 => any::<u8>().prop_map(Happening::Crash),
+        1 => any::<u8>().prop_map(Happening::Kill),
         1 => any::<u8>().prop_map(Happening::Hang),
         1 => any::<bool>().prop_map(Happening::Probed),
         1 => Just(Happening::Late),
@@ -317,6 +383,11 @@ fn happening() -> impl Strategy<Value = Happening> {
 struct World {
     alive: BTreeMap<u64, State>,
     last_spawned: u64,
+    spawned_at: Option<Instant>,
+    /// Starts since the person or other settings made all forgotten.
+    spawns: u32,
+    /// Of those, the ones that no crash has to answer for.
+    granted: u32,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -333,7 +404,17 @@ impl World {
             match command {
                 Command::Spawn { generation } => {
                     assert!(generation > self.last_spawned, "a number is used once");
+                    let since = self.spawned_at.map(|at| bench.now - at);
+                    let is_slow =
+                        since.is_none_or(|since| since >= LIMITS.restart_pause_max.mul_f64(1.0 - JITTER_SHARE));
+                    assert!(
+                        is_slow || !bench.lifecycle.is_tripped() || self.granted > 0,
+                        "a tripped one is started after {since:?}"
+                    );
                     self.last_spawned = generation;
+                    self.spawned_at = Some(bench.now);
+                    self.spawns += 1;
+                    assert!(self.spawns <= self.granted + RESTARTS_IN_ROW_MAX + 1, "{} starts", self.spawns);
                     self.alive.insert(generation, State::Starting);
                 }
                 Command::Drain { generation, .. } | Command::Terminate { generation } => {
@@ -343,11 +424,14 @@ impl World {
                 }
                 Command::Kill { generation, .. } => {
                     assert!(self.alive.remove(&generation).is_some(), "only the living are killed");
-                    bench.lifecycle.ended(bench.now, generation);
+                    bench.lifecycle.ended(bench.now, generation, End::Itself);
                 }
                 Command::Probe { .. } => {}
             }
         }
+        // A hanging one accepts nothing, and whoever leaves has been told so before this.
+        let n_accepting = self.alive.values().filter(|state| **state == State::Serving).count();
+        assert!(n_accepting <= 1, "{n_accepting} accept");
         let n_wanted = self.alive.values().filter(|state| matches!(state, State::Starting | State::Serving)).count();
         assert!(n_wanted <= 2, "one that serves and one that is to follow it");
     }
@@ -381,24 +465,35 @@ impl World {
             let gone: Vec<u64> = self.alive.iter().filter(|(_, s)| **s == State::Leaving).map(|(g, _)| *g).collect();
             for generation in gone {
                 self.alive.remove(&generation);
-                bench.lifecycle.ended(bench.now, generation);
+                bench.lifecycle.ended(bench.now, generation, End::Itself);
             }
             self.run(bench, HEARTBEAT_INTERVAL);
         }
     }
 }
 
+fn schedules() -> u32 {
+    std::env::var("LIFECYCLE_SCHEDULES").ok().and_then(|count| count.parse().ok()).unwrap_or(2_000)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+    // `LIFECYCLE_SCHEDULES` makes it more; `scripts/reliability.sh` runs a hundred thousand.
+    #![proptest_config(ProptestConfig { cases: schedules(), ..ProptestConfig::default() })]
     #[test]
     fn any_schedule_ends_in_what_is_wanted(happenings in prop::collection::vec(happening(), 1..60), serve: bool) {
         let mut bench = Bench::new();
         let mut world = World::default();
         for happening in happenings {
             match happening {
-                Happening::Serve => bench.lifecycle.want(Wanted::Serve),
+                Happening::Serve => {
+                    bench.lifecycle.want(Wanted::Serve);
+                    world.granted += 1; // the first one after a rest
+                }
                 Happening::Rest => bench.lifecycle.want(REST),
-                Happening::Change => bench.lifecycle.change(),
+                Happening::Change => {
+                    bench.lifecycle.change();
+                    (world.spawns, world.granted) = (0, 0);
+                }
                 Happening::Ready => {
                     if let Some((generation, state)) = world.alive.iter_mut().find(|(_, state)| **state == State::Starting) {
                         *state = State::Serving;
@@ -407,7 +502,12 @@ proptest! {
                 }
                 Happening::Crash(n) => if let Some(generation) = world.nth(n) {
                     world.alive.remove(&generation);
-                    bench.lifecycle.ended(bench.now, generation);
+                    bench.lifecycle.ended(bench.now, generation, End::Itself);
+                },
+                Happening::Kill(n) => if let Some(generation) = world.nth(n) {
+                    world.alive.remove(&generation);
+                    world.granted += 1;
+                    bench.lifecycle.ended(bench.now, generation, End::Killed);
                 },
                 Happening::Hang(n) => if let Some(generation) = world.nth(n) {
                     world.alive.insert(generation, State::Hanging);
@@ -421,6 +521,7 @@ proptest! {
                 }
                 Happening::Unspawned => if let Some((&generation, State::Starting)) = world.alive.last_key_value() {
                     world.alive.remove(&generation);
+                    world.granted += 1;
                     bench.lifecycle.unspawned(generation, bench.now + Duration::from_secs(3));
                 },
                 Happening::Pass(ms) => world.run(&mut bench, Duration::from_millis(ms.into())),
@@ -430,6 +531,7 @@ proptest! {
         }
         bench.lifecycle.want(if serve { Wanted::Serve } else { REST });
         bench.lifecycle.revive();
+        (world.spawns, world.granted) = (0, 1);
         world.settle(&mut bench, Duration::from_mins(2));
         let expected: Vec<u64> = if serve { vec![bench.lifecycle.generation()] } else { vec![] };
         prop_assert_eq!(world.alive.keys().copied().collect::<Vec<_>>(), expected);

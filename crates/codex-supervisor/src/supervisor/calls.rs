@@ -22,12 +22,13 @@ use tracing::{debug, info, warn};
 
 use super::{Supervisor, Waiter};
 use crate::database::usage;
-use crate::event::Call;
+use crate::event::{Call, Farewell};
 
 /// Every method, for suggestions. `events.subscribe` is answered by the control socket itself.
-const METHODS: [&str; 15] = [
+const METHODS: [&str; 16] = [
     "daemon.status",
     "daemon.reload",
+    "daemon.restart",
     "daemon.stop",
     "endpoint.list",
     "endpoint.show",
@@ -71,6 +72,13 @@ impl Supervisor {
                 no_params(&params)?;
                 self.reload(now);
                 json(&self.daemon_status())
+            }
+            "daemon.restart" => {
+                no_params(&params)?;
+                self.not_stopping()?;
+                self.farewell = Farewell::Restart;
+                self.leave(now);
+                Ok(Value::Null)
             }
             "daemon.stop" => {
                 no_params(&params)?;
@@ -304,7 +312,7 @@ impl Supervisor {
     }
 
     fn not_stopping(&self) -> Result<(), RpcError> {
-        if self.services.is_stopping {
+        if self.services.is_stopping || self.leave_by.is_some() {
             let hint = Some("try again in a moment: `codexctl start` starts it again".to_owned());
             return Err(RpcError::new(code::CONFLICT, "the supervisor is about to end", hint));
         }
@@ -322,7 +330,12 @@ impl Supervisor {
     }
 
     fn daemon_status(&self) -> DaemonStatus {
-        let protection = if self.services.store.exists() { Protection::Full } else { Protection::Reduced };
+        let has_scopes = self.services.manager.is_some() && self.services.scope_problem.is_none();
+        let protection = match (self.services.store.exists(), has_scopes) {
+            (false, _) => Protection::Reduced,
+            (true, false) => Protection::Partial,
+            (true, true) => Protection::Full,
+        };
         DaemonStatus {
             version: self.services.own.build.clone(),
             pid: self.services.own.identity.pid,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -31,12 +31,12 @@ use crate::clock::unix_ms;
 use crate::configuration::Planned;
 use crate::database::usage;
 use crate::event::{Connected, Event, WorkerId};
-use crate::lifecycle::{Command, HANDOVER_WITHIN, KillReason, Lifecycle, Phase, Wanted};
+use crate::lifecycle::{Command, End, HANDOVER_WITHIN, KillReason, Lifecycle, Phase, Wanted};
 use crate::ports::{self, BindError};
 use crate::probe::{self, ProbeError};
 use crate::registry::{WorkerEntry, fingerprint};
 use crate::stand_in::StandIn;
-use crate::worker::{self, Launch};
+use crate::worker::{self, Exit, Launch};
 
 /// Time between two tries at what only somebody else can mend: a port that is taken, a program that is missing.
 const RETRY_INTERVAL: Duration = Duration::from_secs(3);
@@ -68,6 +68,7 @@ pub(super) struct Managed {
     healthy_at_ms: Option<u64>,
     counters: Counters,
     announced: Option<(EndpointState, Option<Problem>)>,
+    has_told_tripped: bool,
 }
 
 /// A port that cannot be had.
@@ -90,6 +91,8 @@ struct Worker {
     /// Whether it has said if there is a problem.
     has_settled: bool,
     memory_bytes: Option<u64>,
+    /// Whether it is being moved into a scope of its own.
+    is_moving: bool,
     killed: Option<KillReason>,
 }
 
@@ -118,6 +121,7 @@ impl Managed {
             healthy_at_ms: None,
             counters: Counters::default(),
             announced: None,
+            has_told_tripped: false,
         }
     }
 
@@ -154,10 +158,49 @@ impl Managed {
                 problem: None,
                 has_settled: false,
                 memory_bytes: None,
+                is_moving: false,
                 killed: None,
             },
         );
+        // A supervisor before us may have ended while it was about to be moved.
+        if services.manager.as_ref().is_some_and(|manager| manager.is_in_our_group(entry.identity.pid)) {
+            self.set_apart(entry.generation, services);
+        }
         services.registry_is_outdated = true;
+    }
+
+    /// Has a worker moved into a scope of its own, where there is a service manager.
+    fn set_apart(&mut self, generation: u64, services: &mut Services) {
+        let (Some(manager), Some(worker)) = (&services.manager, self.workers.get_mut(&generation)) else { return };
+        let id = WorkerId { endpoint: self.id.clone(), generation };
+        worker.is_moving = manager.set_apart(id, worker.process.identity().pid);
+        if !worker.is_moving {
+            warn!(endpoint = %self.id, generation, "too many workers wait for their scopes; this one would end with us");
+        }
+    }
+
+    /// A worker was to be moved into a scope of its own.
+    pub(super) fn scoped(&mut self, generation: u64, result: Result<(), String>, services: &mut Services) {
+        let Some(worker) = self.workers.get_mut(&generation) else { return };
+        worker.is_moving = false;
+        let worker_pid = worker.process.identity().pid;
+        match result {
+            Ok(()) => {
+                debug!(endpoint = %self.id, generation, worker_pid, "a worker has a scope of its own");
+                services.scope_problem = None;
+            }
+            // Nobody has to be moved any more.
+            Err(_) if worker::has_ended(&worker.process) => {}
+            Err(error) => {
+                warn!(endpoint = %self.id, generation, worker_pid, error, "a worker has no scope of its own; it would end with us");
+                services.scope_problem = Some(error);
+            }
+        }
+    }
+
+    /// Whether a worker is just being moved into its scope.
+    pub(super) fn is_moving(&self) -> bool {
+        self.workers.values().any(|worker| worker.is_moving)
     }
 
     /// The settings say something else about it now; `None`: they do not name it any more.
@@ -234,6 +277,7 @@ impl Managed {
             self.carry_out(command, services, now);
         }
         self.settle_stand_in(services);
+        self.tell_tripped(services);
         self.announce_state(services);
     }
 
@@ -420,7 +464,7 @@ impl Managed {
             Err(error) => {
                 error!(endpoint = %self.id, generation, %error, "a worker cannot be started");
                 self.last_exit = Some(format!("it could not be started: {error}"));
-                self.lifecycle.ended(now, generation);
+                self.lifecycle.ended(now, generation, End::Itself);
                 return;
             }
         };
@@ -439,9 +483,11 @@ impl Managed {
                 problem: None,
                 has_settled: false,
                 memory_bytes: None,
+                is_moving: false,
                 killed: None,
             },
         );
+        self.set_apart(generation, services);
         services.registry_is_outdated = true;
         let message = format!("a worker of `{}` was started", self.id);
         services.announcer.tell(
@@ -453,7 +499,10 @@ impl Managed {
     }
 
     fn fingerprint_of(&self, endpoint: &Endpoint, services: &Services) -> String {
-        fingerprint(&(endpoint, &self.planned.tables, &services.own.build, self.address))
+        // Another file in the program's place is another program, whatever it says of itself.
+        let program = std::fs::metadata(&services.worker_program).ok();
+        let program = program.map(|file| (file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()));
+        fingerprint(&(endpoint, &self.planned.tables, &services.own.build, self.address, program))
     }
 
     fn drain(&mut self, generation: u64, within: Duration) {
@@ -638,16 +687,16 @@ impl Managed {
     }
 
     /// A worker's process has ended.
-    pub(super) fn ended(&mut self, generation: u64, exit: String, services: &mut Services, now: Instant) {
+    pub(super) fn ended(&mut self, generation: u64, exit: Exit, services: &mut Services, now: Instant) {
         let Some(worker) = self.workers.remove(&generation) else {
             return;
         };
         services.registry_is_outdated = true;
         let worker_pid = worker.process.identity().pid;
-        let unexpected = self.lifecycle.ended(now, generation);
+        let unexpected = self.lifecycle.ended(now, generation, exit.end);
         let exit = match worker.killed {
-            Some(because) => format!("{exit}, {}", because.text()),
-            None => exit,
+            Some(because) => format!("{}, {}", exit.text, because.text()),
+            None => exit.text,
         };
         if unexpected {
             warn!(endpoint = %self.id, worker_pid, generation, exit, "a worker ended unexpectedly");
@@ -662,6 +711,17 @@ impl Managed {
         }
     }
 
+    /// Alerts once when it ends too often, until it has been healthy again.
+    fn tell_tripped(&mut self, services: &mut Services) {
+        if std::mem::replace(&mut self.has_told_tripped, self.lifecycle.is_tripped()) || !self.has_told_tripped {
+            return;
+        }
+        let problem = self.tripped(services);
+        error!(endpoint = %self.id, problem = problem.message, "restarts are slow from now on");
+        let detail = json!({ "problem": problem, "last_exit": self.last_exit });
+        services.announcer.tell("worker.tripped", Some(&self.id), problem.message.clone(), detail);
+    }
+
     /// A probe has an answer. Says whether the endpoint is known to work: a good answer of the worker that serves, and
     /// that worker has had its time to find a problem. `is_awaited`: somebody waits for that.
     pub(super) fn probed(
@@ -669,6 +729,7 @@ impl Managed {
         generation: u64,
         result: &Result<(), ProbeError>,
         is_awaited: bool,
+        services: &mut Services,
         now: Instant,
     ) -> bool {
         let is_serving = self.lifecycle.serving() == Some(generation);
@@ -677,6 +738,9 @@ impl Managed {
             Ok(()) if is_serving => self.healthy_at_ms = Some(unix_ms()),
             Err(error) if is_serving => {
                 warn!(endpoint = %self.id, generation, error = report::chain(error), "a health probe failed");
+                let message = format!("a health probe of `{}` failed: {}", self.id, report::chain(error));
+                let detail = json!({ "generation": generation, "replaces": replaces });
+                services.announcer.tell("worker.probe-failed", Some(&self.id), message, detail);
                 if replaces {
                     self.last_exit = Some(format!("it failed its health probes: {}", report::chain(error)));
                 }
@@ -740,18 +804,42 @@ impl Managed {
                 None => (EndpointState::Running, start_problem), // an earlier start serves on
             };
         }
-        let exhausted = (phase == Phase::Exhausted).then(|| self.exhausted());
-        if let Some(problem) = start_problem.or(exhausted) {
+        let ends_too_often = match phase {
+            Phase::Exhausted => Some(self.exhausted()),
+            Phase::Tripped => Some(self.tripped(services)),
+            Phase::Serving(_) | Phase::Starting | Phase::Waiting | Phase::Resting => None,
+        };
+        if let Some(problem) = start_problem.or(ends_too_often) {
             return (EndpointState::Broken, Some(problem));
         }
         let state = if self.lifecycle.is_recovering() { EndpointState::Restarting } else { EndpointState::Starting };
         (state, None)
     }
 
-    fn exhausted(&self) -> Problem {
-        let last = self.last_exit.as_deref().map(|exit| format!(", the last one: {exit}")).unwrap_or_default();
+    /// It still mends itself if it can, but a person should look.
+    fn tripped(&self, services: &Services) -> Problem {
+        let pause_s = services.limits().restart_pause_max.as_secs();
         Problem {
-            message: format!("the worker of endpoint `{}` keeps ending{last}", self.id),
+            message: format!(
+                "the worker of endpoint `{}` keeps ending{}; it is tried again every {pause_s} s",
+                self.id,
+                self.last_end()
+            ),
+            hint: Some(format!("`codexctl logs {0}` tells why; `codexctl restart {0}` tries at once", self.id)),
+        }
+    }
+
+    fn last_end(&self) -> String {
+        self.last_exit.as_deref().map(|exit| format!(" (the last one: {exit})")).unwrap_or_default()
+    }
+
+    fn exhausted(&self) -> Problem {
+        Problem {
+            message: format!(
+                "the worker of endpoint `{}` keeps ending{}; it is not tried again",
+                self.id,
+                self.last_end()
+            ),
             hint: Some(format!("`codexctl logs {0}` tells why; then `codexctl restart {0}`", self.id)),
         }
     }

@@ -12,10 +12,11 @@ use codex_control::settings::DaemonSettings;
 use crate::announce::Announcer;
 use crate::database::Database;
 use crate::event::Queue;
-use crate::lifecycle::Limits;
+use crate::lifecycle::{DRAIN_SLACK, Limits};
 use crate::log::LogLimits;
 use crate::ports::Ports;
 use crate::registry::SupervisorEntry;
+use crate::scope::Manager;
 use crate::stopped::Stopped;
 use crate::systemd::Store;
 
@@ -37,6 +38,10 @@ pub(super) struct Services {
     pub(super) database: Database,
     /// The service manager's store of listeners.
     pub(super) store: Store,
+    /// The service manager, if we are a service.
+    pub(super) manager: Option<Manager>,
+    /// Why workers cannot be moved into scopes of their own.
+    pub(super) scope_problem: Option<String>,
     /// The endpoints' ports.
     pub(super) ports: Ports,
     /// What the person has stopped.
@@ -65,8 +70,9 @@ impl Services {
         }
     }
 
-    /// Time a worker has for its running answers when it is stopped.
+    /// Time a worker has for its running answers when it is stopped: so much less than the person's limit that the
+    /// last words of each stream, and the worker's end, still lie within that.
     pub(super) fn stop_within(&self) -> Duration {
-        Duration::from_secs(self.settings.stop_timeout_s)
+        Duration::from_secs(self.settings.stop_timeout_s).saturating_sub(DRAIN_SLACK)
     }
 }

@@ -107,7 +107,7 @@ fn a_worker_killed_under_connections_refuses_none() {
 }
 
 #[test]
-fn a_stuck_worker_is_replaced_within_two_and_a_half_seconds() {
+fn a_stuck_worker_is_replaced_within_two_seconds() {
     let home = Home::new(&(endpoint("a", "") + &endpoint("b", "")));
     let supervisor = home.start();
     let address = supervisor.wake("a");
@@ -116,7 +116,7 @@ fn a_stuck_worker_is_replaced_within_two_and_a_half_seconds() {
     assert!(supervisor.worker("a").signal(Signal::STOP).unwrap());
     assert!(get(address, "/health").unwrap().ends_with("generation 2\n"), "the connection waits for the next worker");
     let elapsed = stuck_at.elapsed();
-    assert!(elapsed < Duration::from_millis(2_500), "{elapsed:?}");
+    assert!(elapsed < Duration::from_secs(2), "{elapsed:?}");
     assert_eq!(supervisor.endpoint("a")["last_exit"], "signal 9, it stopped responding");
     assert_eq!(supervisor.endpoint("b")["generation"], 1);
     supervisor.stop();
@@ -155,6 +155,21 @@ fn a_worker_that_keeps_ending_is_restarted_ever_later_and_bothers_nobody() {
     assert_eq!(code, 3);
     assert_eq!(message, "the endpoint `a` did not answer within 50 ms; its last worker: exit code 3");
     assert_eq!(hint, "`codexctl logs a` tells more");
+    // More than five in ten minutes: Codex is told, and the machine is left in peace.
+    let status = supervisor.wait_for_state("a", "broken");
+    assert_eq!(status["restarts_total"], 6);
+    let message = "the worker of endpoint `a` keeps ending (the last one: exit code 3); it is tried again every 30 s";
+    let hint = "`codexctl logs a` tells why; `codexctl restart a` tries at once";
+    assert_eq!(status["problem"], json!({ "message": message, "hint": hint }));
+    let answer = get(crate::home::address(&status), "/v1/responses").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.ends_with(&format!("codex-supervisor: {message}; {hint}")));
+    let (code, said, _) = supervisor.refusal("endpoint.wake", json!({ "id": "a", "timeout_ms": 50 }));
+    assert_eq!((code, said.as_str()), (4, message));
+    let log = fs::read_to_string(home.state("logs/supervisor.log")).unwrap();
+    assert_eq!(log.matches("restarts are slow from now on").count(), 1);
+    // Other settings deserve a try at once.
+    supervisor.call("endpoint.set", json!({ "id": "a", "key": "name", "value": "mended" }));
+    supervisor.wake("a");
     assert_eq!(supervisor.endpoint("b")["restarts_total"], 0);
     supervisor.stop();
 }

@@ -34,9 +34,12 @@ pub(crate) struct StopArguments {
 }
 
 /// Restarts the supervisor, or the worker of one endpoint
+///
+/// No running answer is cut: workers go on without the supervisor, and are replaced one by one where their program or
+/// their settings have changed.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
-  codexctl restart      # the supervisor
+  codexctl restart      # the supervisor, e.g. after an upgrade
   codexctl restart zai  # one endpoint; running answers are not cut")]
 pub(crate) struct RestartArguments {
     /// The endpoint; without it, the supervisor itself

@@ -205,6 +205,7 @@ fn shown(status: &DaemonStatus, chain: &Chain, now_ms: u64) -> String {
     }
     let protection = match status.protection {
         Protection::Full => "",
+        Protection::Partial => ", protection reduced: running answers would end with it (`codexctl logs` tells why)",
         Protection::Reduced => ", protection reduced: no service manager restarts it",
     };
     let uptime = text::duration(now_ms.saturating_sub(status.started_at_ms));

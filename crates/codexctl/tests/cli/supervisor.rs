@@ -188,7 +188,7 @@ fn stand_in() {
     for stream in listener.incoming() {
         let mut stops = false;
         converse(&stream.unwrap(), |method, params| {
-            stops = method == "daemon.stop";
+            stops = ["daemon.stop", "daemon.restart"].contains(&method);
             if stops { Ok(Value::Null) } else { own_answer(&[], method, params) }
         });
         if stops {
