@@ -229,8 +229,10 @@ named! {
         ExploreAgentBare = "explore-agent-bare",
         /// A `<require_escalation>` block.
         EscalationAsked = "escalation-asked",
-        /// The answer looked like a tool call and none could be read.
+        /// An answer has ended with no call in it although one was meant.
         ParserEmpty = "parser-empty",
+        /// An answer looks like a tool call in a format that no dialect reads.
+        FormatUnknown = "format-unknown",
         /// A command wrapped twice; `value`: 1 when it is still JSON after unwrapping.
         CommandWrapped = "command-wrapped",
         /// A command that is JSON.
@@ -725,6 +727,8 @@ pub struct Attempt {
     pub id: ActionId,
     /// What.
     pub action: Action,
+    /// What is done right after it, as part of it.
+    pub then: Option<Action>,
     /// Who decided.
     pub tier: Tier,
     /// The rule's name, the pattern, or the AI's reason.

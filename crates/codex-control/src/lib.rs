@@ -6,7 +6,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`settings`] | `supervisor.toml`, the person's own file, and its format-preserving editor |
-//! | [`tables`] | `providers.toml`, `models.toml`: data embedded in the binary, overridable per id |
+//! | [`tables`] | `providers.toml`, `models.toml` and those of the incident engine: data embedded in the binary, overridable per id |
 //! | [`endpoint`] | an endpoint resolved from both: everything a worker has to know |
 //! | [`codex_config`] | Codex's own `config.toml`: which keys it needs, and how they are put in and taken out safely |
 //! | [`ipc`] | supervisor ⇄ worker: length-delimited binary frames over a Unix socket |

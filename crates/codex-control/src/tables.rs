@@ -3,6 +3,8 @@
 //! A row of the person's file with an id of ours replaces ours whole; a new id adds a row. A file of theirs that does
 //! not parse is reported and left out, the embedded rows stay.
 
+pub mod incident;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -228,11 +230,13 @@ impl Tables {
         let mut tables = Self::embedded();
         let mut problems = Vec::new();
         match load_override::<ProvidersFile>(config_folder, "providers") {
-            Ok(rows) => merge(&mut tables.providers, rows.map_or_else(Vec::new, |file| file.provider), |row| &row.id),
+            Ok(rows) => {
+                merge(&mut tables.providers, rows.map_or_else(Vec::new, |file| file.provider), |row| row.id.clone());
+            }
             Err(problem) => problems.push(problem),
         }
         match load_override::<ModelsFile>(config_folder, "models") {
-            Ok(rows) => merge(&mut tables.models, rows.map_or_else(Vec::new, |file| file.model), |row| &row.id),
+            Ok(rows) => merge(&mut tables.models, rows.map_or_else(Vec::new, |file| file.model), |row| row.id.clone()),
             Err(problem) => problems.push(problem),
         }
         (tables, problems)
@@ -273,7 +277,7 @@ fn load_override<T: DeserializeOwned>(config_folder: &Path, table: &str) -> Resu
     crate::settings::parse_toml(&path, &bytes).map(Some)
 }
 
-fn merge<T>(rows: &mut Vec<T>, overrides: Vec<T>, id: impl Fn(&T) -> &String) {
+fn merge<T, I: PartialEq>(rows: &mut Vec<T>, overrides: Vec<T>, id: impl Fn(&T) -> I) {
     for row in overrides {
         match rows.iter_mut().find(|existing| id(existing) == id(&row)) {
             Some(existing) => *existing = row,
