@@ -321,6 +321,15 @@ impl SandboxHome {
         self.supervisor.borrow().as_ref().map(Child::id)
     }
 
+    /// Ends the supervisor as the kernel does when memory is short. Its workers are not told.
+    ///
+    /// # Panics
+    /// When this home has not started one.
+    pub fn kill_supervisor(&self) {
+        let mut child = self.supervisor.borrow_mut().take().expect("this home has started a supervisor");
+        child.kill().and_then(|()| child.wait()).expect("a child of ours can be killed and waited for");
+    }
+
     /// Stops the supervisor by TERM and waits for its end, and for that of its workers.
     ///
     /// # Panics

@@ -7,6 +7,7 @@
 //! | `carried` | long histories arrive at the provider unharmed, and a compacted one in their place |
 //! | `survival` | a worker is killed under a running task, and Codex does not notice |
 //! | `bad_input` | every mistake gets a message for a person and the right answer for Codex |
+//! | `healing` | all of ours is killed under a running Codex, and Codex brings it back |
 //! | `hostile` | other users, web pages, bombs, silent and dawdling clients get nothing, and nobody suffers from them |
 //! | `insurance` | a provider fails before its answer begins, and Codex does not notice |
 //! | `sweep` | thousands of failures, each kind at each place of an answer: no answer is broken, no call in part or twice |
@@ -20,6 +21,7 @@ mod bad_input;
 mod carried;
 mod codex;
 mod edges;
+mod healing;
 mod hostile;
 mod insurance;
 mod load;

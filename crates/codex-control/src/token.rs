@@ -1,10 +1,21 @@
 //! The local bearer token that Codex shows to a worker, and the key that seals carried state.
 //!
-//! Both are random, made once, and kept in files that only their owner can read: another local user, or a web page in
-//! the user's browser, knows neither.
+//! Both are random, and kept in files that only their owner can read: another local user, or a web page in the user's
+//! browser, knows neither.
+//!
+//! A token can be [rotated](rotate). Its file then holds the new one on the first line, and below it those before, each
+//! with the Unix second until which it is still accepted:
+//!
+//! ```text
+//! 8f14e45fceea167a5a36dedd4bea2543…
+//! c9f0f895fb98ab9159f51fd0297e236d… 1795412345
+//! ```
 
+use std::fmt::Write;
+use std::fs::File;
 use std::path::Path;
 
+use rustix::fs::FlockOperation;
 use subtle::ConstantTimeEq;
 
 use crate::Secret;
@@ -16,6 +27,33 @@ const TOKEN_BYTES: usize = 32;
 pub const SEAL_KEY_BYTES: usize = 32;
 /// Longest token file that is read.
 const TOKEN_FILE_BYTES_MAX: u64 = 4_096;
+/// Earlier tokens that are kept; further ones are refused before their time.
+const EARLIER_MAX: usize = 8;
+
+/// The tokens of one endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    current: Secret,
+    /// Newest first, each with the Unix second until which it is accepted.
+    earlier: Vec<(Secret, u64)>,
+}
+
+impl Tokens {
+    /// The one to show.
+    pub fn current(&self) -> &Secret {
+        &self.current
+    }
+
+    /// Whether `offered` is the current token, or an earlier one that is still accepted at `now_s`, in a time that does
+    /// not depend on where they differ.
+    pub fn accept(&self, offered: &[u8], now_s: u64) -> bool {
+        let earlier = self.earlier.iter().filter(|(_, until_s)| now_s < *until_s).map(|(token, _)| token);
+        std::iter::once(&self.current).chain(earlier).fold(false, |found, token| {
+            // Both sides are evaluated, whichever token it is.
+            found | bool::from(token.expose().as_bytes().ct_eq(offered))
+        })
+    }
+}
 
 /// Why there is no token.
 #[derive(Debug, thiserror::Error)]
@@ -43,21 +81,55 @@ pub fn ensure_token(path: &Path) -> Result<Secret, TokenError> {
 
 /// Reads the token at `path`; `None` if there is no such file.
 pub fn read_token(path: &Path) -> Result<Option<Secret>, TokenError> {
+    Ok(read_tokens(path)?.map(|tokens| tokens.current))
+}
+
+/// Reads the token at `path` and those before it; `None` if there is no such file.
+pub fn read_tokens(path: &Path) -> Result<Option<Tokens>, TokenError> {
     let Some(bytes) = files::read_bounded(path, TOKEN_FILE_BYTES_MAX)? else {
         return Ok(None);
     };
-    let token = String::from_utf8(bytes).ok().map(|text| text.trim().to_owned());
-    match token {
-        Some(token) if token.len() == 2 * TOKEN_BYTES && token.bytes().all(|b| b.is_ascii_hexdigit()) => {
-            Ok(Some(Secret::new(token)))
-        }
-        _ => Err(TokenError::Damaged(path.to_owned())),
-    }
+    let text = Secret::new(String::from_utf8(bytes).map_err(|_| TokenError::Damaged(path.to_owned()))?);
+    parse(text.expose()).map(Some).ok_or_else(|| TokenError::Damaged(path.to_owned()))
 }
 
-/// Whether `offered` is `token`, in a time that does not depend on where they differ.
-pub fn matches(token: &Secret, offered: &[u8]) -> bool {
-    token.expose().as_bytes().ct_eq(offered).into()
+fn parse(text: &str) -> Option<Tokens> {
+    let token = |text: &str| {
+        let is_token = text.len() == 2 * TOKEN_BYTES && text.bytes().all(|b| b.is_ascii_hexdigit());
+        is_token.then(|| Secret::new(text.to_owned()))
+    };
+    let mut lines = text.trim().lines();
+    let current = token(lines.next()?.trim())?;
+    let earlier = lines.map(|line| {
+        let (before, until_s) = line.trim().split_once(' ')?;
+        Some((token(before)?, until_s.parse().ok()?))
+    });
+    Some(Tokens { current, earlier: earlier.collect::<Option<_>>()? })
+}
+
+/// Puts a new token into `path`. The one before is accepted until the Unix second `until_s`, and none before that one
+/// for longer than it was; with an `until_s` that has passed only the new one is.
+///
+/// The file is replaced whole. Two rotations at once happen one after the other.
+pub fn rotate(path: &Path, now_s: u64, until_s: u64) -> Result<(), TokenError> {
+    let folder = files::folder_of(path);
+    files::create_missing_folders(folder)?;
+    let failed = |source| FileError::Read { path: folder.to_owned(), source };
+    // Released when it is closed.
+    let lock = File::open(folder).map_err(failed)?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+    let mut text = format!("{}\n", hex(&random::<TOKEN_BYTES>()?));
+    if let Some(Tokens { current, earlier }) = read_tokens(path)? {
+        let all =
+            std::iter::once((current, until_s)).chain(earlier.into_iter().map(|(token, s)| (token, s.min(until_s))));
+        for (token, until_s) in all.filter(|(_, until_s)| now_s < *until_s).take(EARLIER_MAX) {
+            text.push_str(token.expose());
+            let _ = writeln!(text, " {until_s}"); // writing to a String cannot fail
+        }
+    }
+    let text = Secret::new(text);
+    files::write_atomically(path, text.expose().as_bytes(), files::PRIVATE_FILE_MODE)?;
+    Ok(())
 }
 
 /// Reads the seal key at `path`, making it on first use. A damaged one is replaced: state sealed before is then
@@ -83,7 +155,6 @@ fn random<const N: usize>() -> Result<[u8; N], TokenError> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         let _ = write!(text, "{byte:02x}"); // writing to a String cannot fail
         text
@@ -100,18 +171,60 @@ mod tests {
         let path = folder.path().join("tokens/zai");
         let token = ensure_token(&path).unwrap();
         assert_eq!(ensure_token(&path).unwrap(), token);
-        assert!(matches(&token, token.expose().as_bytes()));
-        assert!(!matches(&token, &token.expose().as_bytes()[1..]));
-        assert!(!matches(&token, b""));
+        let tokens = read_tokens(&path).unwrap().unwrap();
+        assert!(tokens.accept(token.expose().as_bytes(), 0));
+        assert!(!tokens.accept(&token.expose().as_bytes()[1..], 0));
+        assert!(!tokens.accept(b"", 0));
         assert_ne!(ensure_token(&folder.path().join("other")).unwrap(), token);
+    }
+
+    #[test]
+    fn an_earlier_token_is_accepted_for_its_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens/zai");
+        let accepted =
+            |token: &Secret, now_s| read_tokens(&path).unwrap().unwrap().accept(token.expose().as_bytes(), now_s);
+        let first = ensure_token(&path).unwrap();
+        rotate(&path, 100, 200).unwrap();
+        let second = read_token(&path).unwrap().unwrap();
+        assert_ne!(first, second);
+        assert_eq!([199, 200].map(|now_s| accepted(&first, now_s)), [true, false]);
+        rotate(&path, 150, 400).unwrap();
+        assert_eq!([199, 200].map(|now_s| accepted(&first, now_s)), [true, false], "its time is not prolonged");
+        assert_eq!([399, 400].map(|now_s| accepted(&second, now_s)), [true, false]);
+        // At once: only the newest counts.
+        rotate(&path, 160, 0).unwrap();
+        let third = read_token(&path).unwrap().unwrap();
+        assert_eq!([&first, &second, &third].map(|token| accepted(token, 160)), [false, false, true]);
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1, "what counts no more is not kept");
+    }
+
+    #[test]
+    fn only_so_many_earlier_tokens_are_kept_and_rotations_do_not_mix() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens/zai");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..5).for_each(|_| rotate(&path, 0, 100).unwrap()));
+            }
+        });
+        let tokens = read_tokens(&path).unwrap().unwrap();
+        assert_eq!(tokens.earlier.len(), EARLIER_MAX);
+        let names: Vec<_> = std::fs::read_dir(folder.path().join("tokens")).unwrap().collect();
+        assert_eq!(names.len(), 1, "nothing else is left");
     }
 
     #[test]
     fn a_damaged_token_is_told_not_used() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t");
-        std::fs::write(&path, "short").unwrap();
-        assert!(matches!(ensure_token(&path), Err(TokenError::Damaged(_))));
+        let token = "0".repeat(2 * TOKEN_BYTES);
+        for text in
+            ["short", "", "\n", &format!("{token}\n{token}\n"), &format!("{token}\nshort 1\n"), &format!("{token} 1\n")]
+        {
+            std::fs::write(&path, text).unwrap();
+            assert!(matches!(ensure_token(&path), Err(TokenError::Damaged(_))), "{text:?}");
+        }
     }
 
     #[test]

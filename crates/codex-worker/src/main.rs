@@ -9,7 +9,7 @@
 //! | [`link`] | the conversation with the supervisor |
 //! | [`worker`] | what all requests share |
 //! | [`serve`], [`door`] | the listener, connections, draining; who may stay when there are many |
-//! | [`route`] | who may ask, and what they ask for |
+//! | [`route`], [`local_token`] | who may ask, and what they ask for |
 //! | [`turn`] | the life of one request, read top to bottom |
 //! | [`body`], [`account`] | the request as it comes in, and what is told of it afterwards |
 //! | [`stream`] | the answer while it flows |
@@ -27,6 +27,7 @@ mod credential;
 mod door;
 mod learned;
 mod link;
+mod local_token;
 mod metrics;
 mod models;
 mod route;

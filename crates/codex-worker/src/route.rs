@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use codex_control::token;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use serde_json::json;
@@ -109,7 +108,7 @@ fn foreign(worker: &Worker, request: &Request<Incoming>) -> Option<Response<Body
 fn unauthorized(worker: &Worker, request: &Request<Incoming>) -> Option<Response<Body>> {
     let offered = request.headers().get(header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
     let bearer = offered.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case(b"bearer ")).map(|_| &offered[7..]);
-    if bearer.is_some_and(|bearer| token::matches(&worker.token, bearer)) {
+    if bearer.is_some_and(|bearer| worker.token.accept(bearer)) {
         return None;
     }
     let id = &worker.endpoint.id;

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use codex_control::Secret;
 use codex_control::endpoint::Endpoint;
 use codex_control::ipc::{Assignment, FromWorker, Problem};
 use codex_control::tables::Tables;
@@ -14,6 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::credential::Credential;
 use crate::learned::Learned;
+use crate::local_token::LocalToken;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::upstream::Upstream;
@@ -22,7 +22,7 @@ use crate::upstream::Upstream;
 pub(crate) struct Worker {
     pub(crate) endpoint: Endpoint,
     pub(crate) tables: Tables,
-    pub(crate) token: Secret,
+    pub(crate) token: LocalToken,
     pub(crate) seal_key: [u8; SEAL_KEY_BYTES],
     pub(crate) address: SocketAddr,
     pub(crate) credential: Credential,
@@ -57,7 +57,7 @@ impl Worker {
         } = assignment;
         let seal_key = token::ensure_seal_key(&seal_key_file)?;
         Ok(Arc::new(Self {
-            token: token::ensure_token(&token_file)?,
+            token: LocalToken::load(token_file)?,
             seal_key,
             credential: Credential::new(&endpoint, credential_file, seal_key),
             upstream: Upstream::new(&endpoint),

@@ -57,7 +57,7 @@ fn codex_starts_on_a_healthy_endpoint_with_everything_it_needs() {
         stream_max_retries = 5
         stream_idle_timeout_ms = 300000
         capabilities = {{ remote_compaction = "unsupported" }}
-        auth = {{ command = '''{}''', args = ["token", "zai"], timeout_ms = 7000, refresh_interval_ms = 1000 }}
+        auth = {{ command = '''{}''', args = ["token", "zai"], timeout_ms = 7000, refresh_interval_ms = 100 }}
         "#,
         folder.join("codexctl").display()
     ))

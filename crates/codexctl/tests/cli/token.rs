@@ -1,6 +1,7 @@
 use std::time::Instant;
 
 use codex_control::rpc::{RpcError, code};
+use codex_control::token;
 use serde_json::json;
 
 use crate::home::{Home, PATIENCE};
@@ -80,4 +81,34 @@ fn a_removed_endpoint_has_no_token_any_more() {
     home.make_token("zia");
     let _supervisor = Supervisor::with(&home, &[endpoint("zai", json!({}))]);
     home.run(&["token", "zia"]).failed(1, "there is no endpoint `zia`", Some("did you mean `zai`?"));
+}
+
+#[test]
+fn a_rotated_token_is_another_one_and_the_old_one_has_its_time() {
+    let home = Home::new();
+    home.write_settings("[[endpoint]]\nid = \"zai\"\n[[endpoint]]\nid = \"new\"\n");
+    let first = home.make_token("zai");
+    let path = home.paths.token(&crate::home::id("zai"));
+    let printed = home.run(&["token", "--rotate"]);
+    let expected = "\
+zai has another token; the one before is accepted for another 1 h 0 min
+new has another token; the one before is accepted for another 1 h 0 min
+";
+    assert_eq!((printed.succeeded(), printed.stderr.as_str()), (expected, ""));
+    let accepts = |token: &str| {
+        let now_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let tokens = token::read_tokens(&path).unwrap().unwrap();
+        [0, 3_000, 3_601].map(|later_s| tokens.accept(token.as_bytes(), now_s + later_s))
+    };
+    let second = token::read_token(&path).unwrap().unwrap().expose().clone();
+    assert_eq!(accepts(&first), [true, true, false]);
+    assert_eq!(accepts(&second), [true; 3]);
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).unwrap()) & 0o777, 0o600);
+
+    let printed = home.run(&["token", "--rotate", "--now", "zai"]);
+    assert_eq!(printed.succeeded(), "zai has another token; the one before is refused from now on\n");
+    assert_eq!([accepts(&first), accepts(&second)], [[false; 3]; 2]);
+    home.run(&["token", "--rotate", "zia"]).failed(1, "there is no endpoint `zia`", Some("did you mean `zai`?"));
+    assert_eq!(home.run(&["token", "--now", "zai"]).code, Some(2));
+    assert_eq!(home.run(&["token"]).code, Some(2));
 }
