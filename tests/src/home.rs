@@ -347,7 +347,7 @@ impl SandboxHome {
         };
         assert!(status.success(), "the supervisor ended with {status}\n{}", self.logs());
         for worker in workers {
-            assert!(leftovers::has_ended(&worker), "a worker is left: {:?}\n{}", worker.identity(), self.logs());
+            assert!(worker.has_ended(), "a worker is left: {:?}\n{}", worker.identity(), self.logs());
         }
     }
 

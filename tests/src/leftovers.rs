@@ -6,7 +6,6 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use codex_control::process::Process;
-use rustix::event::{PollFd, PollFlags, Timespec};
 
 /// A process that was started in a home.
 #[derive(Debug)]
@@ -40,13 +39,6 @@ pub fn processes(home: &Path) -> Vec<Leftover> {
     .collect()
 }
 
-/// Whether `process` has ended, be it that nobody has waited for it yet.
-pub fn has_ended(process: &Process) -> bool {
-    let mut ended = [PollFd::new(process, PollFlags::IN)];
-    // An error would mean a bad descriptor, and ours is good.
-    rustix::event::poll(&mut ended, Some(&Timespec::default())).is_ok_and(|count| count > 0)
-}
-
 /// Sockets and temporary files below `folder`.
 pub fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -76,11 +68,11 @@ mod tests {
         let mut child = Command::new("cat").env("HOME", home.path()).stdin(Stdio::piped()).spawn().unwrap();
         let found = processes(home.path());
         assert_eq!(found.iter().map(|left| left.process.identity().pid).collect::<Vec<_>>(), [child.id()]);
-        assert!(!has_ended(&found[0].process));
+        assert!(!found[0].process.has_ended());
         drop(child.stdin.take());
         child.wait().unwrap();
         assert!(processes(home.path()).is_empty());
-        assert!(has_ended(&found[0].process));
+        assert!(found[0].process.has_ended());
     }
 
     #[test]

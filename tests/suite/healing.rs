@@ -28,7 +28,7 @@ fn kill_everything(home: &SandboxHome) -> Instant {
     home.kill_supervisor();
     assert!(worker.signal(Signal::KILL).expect("the worker is ours"));
     let killed_at = Instant::now();
-    until("the end of the worker", DEADLINE, || e2e::leftovers::has_ended(&worker).then_some(()));
+    until("the end of the worker", DEADLINE, || worker.has_ended().then_some(()));
     killed_at
 }
 

@@ -51,6 +51,9 @@ pub const PASSED_TO_WORKER: [&str; 16] = [
     "RUST_BACKTRACE",
 ];
 
+/// Names of our programs that run in the background, all in the folder of `codexctl`.
+pub const DAEMONS: [&str; 2] = ["codex-supervisor", "codex-worker"];
+
 /// The environment at one moment.
 #[derive(Clone, Default)]
 pub struct Environment(BTreeMap<OsString, OsString>);

@@ -14,7 +14,8 @@
 //! | [`rpc`] | JSON-RPC 2.0 between the supervisor and its clients |
 //! | [`paths`], [`environment`] | every path and every environment variable, each built in one place |
 //! | [`files`], [`credentials`], [`token`], [`secret`] | private files and what may never be printed |
-//! | [`process`] | who a process is, proven |
+//! | [`process`], [`tree`] | who a process is, proven; what it has started |
+//! | [`session`] | one start of Codex, as its launcher and the supervisor talk about it |
 //! | [`guests`], [`descriptors`] | how many may come in, and who goes when there are too many |
 //! | [`redact`], [`telemetry`] | what reaches a log, and how |
 
@@ -34,10 +35,12 @@ pub mod redact;
 pub mod report;
 pub mod rpc;
 pub mod secret;
+pub mod session;
 pub mod settings;
 pub mod tables;
 pub mod telemetry;
 pub mod token;
+pub mod tree;
 
 pub use ids::EndpointId;
 pub use secret::Secret;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::EndpointId;
 use crate::environment::{self, Environment};
+use crate::session::SessionId;
 
 /// Name of our folder below each base.
 const FOLDER: &str = "codex-supervisor";
@@ -91,6 +92,16 @@ impl Paths {
         &self.codex_home
     }
 
+    /// Where Codex keeps the programs of its background daemon.
+    pub fn codex_daemon_folder(&self) -> PathBuf {
+        self.codex_home.join("packages/app-server-daemon")
+    }
+
+    /// Codex's own settings.
+    pub fn codex_config(&self) -> PathBuf {
+        self.codex_home.join("config.toml")
+    }
+
     /// The person's settings and endpoints.
     pub fn settings(&self) -> PathBuf {
         self.config.join("supervisor.toml")
@@ -174,6 +185,16 @@ impl Paths {
     /// Log file of one endpoint's worker.
     pub fn worker_log(&self, endpoint: &EndpointId) -> PathBuf {
         self.logs_folder().join(format!("{endpoint}.log"))
+    }
+
+    /// Folder of the folders of Codex's sessions.
+    pub fn sessions_folder(&self) -> PathBuf {
+        self.logs_folder().join("codex")
+    }
+
+    /// Folder of one session's logs.
+    pub fn session_folder(&self, id: &SessionId) -> PathBuf {
+        self.sessions_folder().join(id.as_str())
     }
 
     /// Copy of the settings that `codexctl endpoint edit` works on; one per editing process.

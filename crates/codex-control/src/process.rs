@@ -6,12 +6,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::OnceLock;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
 /// What tells one process from every other that ever had its number.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Identity {
     /// The kernel's id of this boot.
     pub boot_id: String,
@@ -48,7 +51,8 @@ impl Process {
         let pidfd_inode = if unique_inode { Some(rustix::fs::fstat(&pidfd)?.st_ino) } else { None };
         // Read after the pidfd was opened: if the pid had been reused before, the pidfd belongs to the new process,
         // and so does what is read here; if it is reused after, the pidfd is dead and signals go nowhere.
-        let identity = Identity { boot_id: boot_id()?, pid, start_ticks: start_ticks(pid)?, pidfd_inode };
+        let start_ticks = Stat::read(pid)?.start_ticks;
+        let identity = Identity { boot_id: boot_id()?.to_owned(), pid, start_ticks, pidfd_inode };
         Ok(Self { pidfd, identity })
     }
 
@@ -74,6 +78,33 @@ impl Process {
             Err(error) => Err(error.into()),
         }
     }
+
+    /// Whether it has ended, be it that nobody has waited for it yet.
+    ///
+    /// While it says no, the process's number was its own all the time: what was read from `/proc` by that number
+    /// before belongs to it.
+    pub fn has_ended(&self) -> bool {
+        self.ends_within(Duration::ZERO)
+    }
+
+    /// Waits for its end, at most `timeout`; says whether it has ended. A signal that is caught ends the wait early.
+    pub fn ends_within(&self, timeout: Duration) -> bool {
+        any_ends_within(std::slice::from_ref(self), timeout)
+    }
+
+    /// The number of its parent; `None` if it has ended.
+    pub fn parent(&self) -> Option<u32> {
+        let stat = Stat::read(self.identity.pid).ok()?;
+        (!self.has_ended()).then_some(stat.parent)
+    }
+}
+
+/// Waits until one of `processes` ends, at most `timeout`; says whether one has.
+pub fn any_ends_within(processes: &[Process], timeout: Duration) -> bool {
+    let mut watched: Vec<PollFd<'_>> = processes.iter().map(|process| PollFd::new(process, PollFlags::IN)).collect();
+    let timeout = Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: i64::from(i32::MAX), tv_nsec: 0 });
+    // An error means a caught signal, since the descriptors are ours and good: nobody has ended as far as is known.
+    rustix::event::poll(&mut watched, Some(&timeout)).is_ok_and(|n_ended| n_ended > 0)
 }
 
 impl AsFd for Process {
@@ -87,22 +118,41 @@ pub fn own_identity() -> io::Result<Identity> {
     Process::open(std::process::id()).map(|process| process.identity)
 }
 
-fn boot_id() -> io::Result<String> {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned())
+fn boot_id() -> io::Result<&'static str> {
+    // No process outlives its boot.
+    static BOOT_ID: OnceLock<String> = OnceLock::new();
+    if let Some(known) = BOOT_ID.get() {
+        return Ok(known);
+    }
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(BOOT_ID.get_or_init(|| text.trim().to_owned()))
 }
 
-/// Position of field 22 (the start time) behind the name, which is field 2.
-const START_TIME: usize = 19;
+/// What `/proc/PID/stat` says, of whoever has the number now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stat {
+    /// Number of the parent (field 4).
+    pub(crate) parent: u32,
+    /// Start time in clock ticks since boot (field 22).
+    pub(crate) start_ticks: u64,
+}
 
-fn start_ticks(pid: u32) -> io::Result<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is the program's name in parentheses and may hold anything, `)` included: count from the last.
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    after_name
-        .split_ascii_whitespace()
-        .nth(START_TIME)
-        .and_then(|field| field.parse().ok())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "`/proc/PID/stat` has no start time"))
+impl Stat {
+    pub(crate) fn read(pid: u32) -> io::Result<Self> {
+        // As bytes: a program may have any name.
+        let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
+        Self::parse(&stat).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "`/proc/PID/stat` is unknown"))
+    }
+
+    fn parse(stat: &[u8]) -> Option<Self> {
+        // The second field is the program's name in parentheses and may hold anything, `)` included: count from the
+        // last. What follows is ASCII; field 3 is the first of it.
+        let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
+        let mut fields = std::str::from_utf8(&stat[after_name..]).ok()?.split_ascii_whitespace();
+        let parent = fields.nth(4 - 3)?.parse().ok()?;
+        let start_ticks = fields.nth(22 - 5)?.parse().ok()?;
+        Some(Self { parent, start_ticks })
+    }
 }
 
 #[cfg(test)]
@@ -119,6 +169,25 @@ mod tests {
         child.wait().unwrap();
         assert!(!process.signal(Signal::KILL).unwrap());
         assert!(Process::open_identity(&identity).is_err());
+    }
+
+    #[test]
+    fn the_name_of_a_program_does_not_confuse() {
+        let stat = b"7 (a) R 9 (\xff) S 5 7 7 0 -1 4194560 1 0 0 0 1 2 0 0 20 0 1 0 4711 8 9\n";
+        assert_eq!(Stat::parse(stat), Some(Stat { parent: 5, start_ticks: 4711 }));
+        assert_eq!(Stat::parse(b"7 (a) S 5"), None);
+    }
+
+    #[test]
+    fn its_end_is_noticed_and_its_parent_known() {
+        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let process = Process::open(child.id()).unwrap();
+        assert!(!process.has_ended());
+        assert_eq!(process.parent(), Some(std::process::id()));
+        drop(child.stdin.take());
+        assert!(process.ends_within(Duration::from_secs(20)));
+        assert_eq!(process.parent(), None, "a zombie belongs to nobody any more");
+        child.wait().unwrap();
     }
 
     #[test]

@@ -16,6 +16,10 @@
 //! | `endpoint.start`, `endpoint.stop`, `endpoint.restart` | [`EndpointParams`] | [`EndpointStatus`] |
 //! | `endpoint.wake` | [`WakeParams`] | [`EndpointStatus`], once it answers |
 //! | `usage.show` | [`UsageParams`] | [`Usage`] |
+//! | `session.begin` | a [`session::Begin`] | [`session::Begun`] |
+//! | `session.attach` | a [`session::Session`] | `null` |
+//! | `session.end` | a [`session::End`] | `null` |
+//! | `session.list` | – | `[`[`session::Status`]`]` |
 //! | `events.subscribe` | – | `null`, then `event` notifications with an [`Event`] each |
 
 use std::net::SocketAddr;
@@ -26,6 +30,7 @@ use serde_json::Value;
 use crate::EndpointId;
 use crate::endpoint::Endpoint;
 use crate::ipc::{Counters, Problem};
+use crate::session;
 #[expect(unused_imports, reason = "named in the documentation")]
 use crate::settings::EndpointSettings;
 use crate::tables::Protocol;
@@ -174,6 +179,9 @@ pub struct DaemonStatus {
     pub default_endpoint: Option<EndpointId>,
     /// Every endpoint, in the order of the file.
     pub endpoints: Vec<EndpointStatus>,
+    /// Codex, where it was started by `codexctl launch`, oldest first.
+    #[serde(default)]
+    pub sessions: Vec<session::Status>,
 }
 
 /// State of `state.db`.

@@ -32,6 +32,8 @@ pub struct Settings {
     pub daemon: DaemonSettings,
     /// Limits of every worker.
     pub worker: WorkerSettings,
+    /// Codex, where it was started by `codexctl launch`.
+    pub codex: CodexSettings,
     /// The endpoints.
     pub endpoint: Vec<EndpointSettings>,
 }
@@ -95,6 +97,24 @@ impl Default for WorkerSettings {
             first_byte_timeout_s: 120,
             idle_timeout_s: 300,
         }
+    }
+}
+
+/// `[codex]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CodexSettings {
+    /// Memory of Codex and everything it has started, in bytes, above which the person is told. Default 4294967296
+    /// (4 GiB), at least 16777216.
+    pub memory_bytes_max: u64,
+    /// Whether Codex is told to write a log where the supervisor reads it. Codex then keeps all of its logs there.
+    /// Default true.
+    pub log: bool,
+}
+
+impl Default for CodexSettings {
+    fn default() -> Self {
+        Self { memory_bytes_max: 4 * 1024 * 1024 * 1024, log: true }
     }
 }
 
@@ -315,7 +335,7 @@ impl Settings {
                 Some(hint),
             ));
         }
-        let Self { daemon: d, worker: w, .. } = self;
+        let Self { daemon: d, worker: w, codex: c, .. } = self;
         let ranges = [
             ("health_interval_s", d.health_interval_s, 1, 300),
             ("health_timeout_s", d.health_timeout_s, 1, 60),
@@ -329,6 +349,7 @@ impl Settings {
             ("connect_timeout_s", w.connect_timeout_s, 1, 300),
             ("first_byte_timeout_s", w.first_byte_timeout_s, 1, 3_600),
             ("idle_timeout_s", w.idle_timeout_s, 1, 3_600),
+            ("memory_bytes_max", c.memory_bytes_max, 16 << 20, 1 << 50),
         ];
         for (key, value, min, max) in ranges {
             if value < min || value > max {
@@ -413,7 +434,7 @@ mod tests {
             .fold(String::new(), |all, line| all + line + "\n");
         let example = parse(&uncommented).unwrap();
         let shown = toml::Value::try_from(&example).unwrap();
-        for key in ["default_endpoint", "daemon", "worker", "endpoint"] {
+        for key in ["default_endpoint", "daemon", "worker", "codex", "endpoint"] {
             assert!(shown.get(key).is_some(), "`{key}` is not shown");
         }
         let keys: Vec<String> = serde_json::to_value(Settings::default())

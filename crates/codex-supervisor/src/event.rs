@@ -5,6 +5,8 @@ use std::os::fd::OwnedFd;
 use codex_control::EndpointId;
 use codex_control::ipc::{FromWorker, Hello, ToWorker};
 use codex_control::rpc::{Request, RpcError};
+use codex_control::session::SessionId;
+use codex_control::tree::Ended;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
@@ -64,6 +66,25 @@ pub(crate) enum Event {
         worker: WorkerId,
         /// Why it could not be.
         result: Result<(), String>,
+    },
+    /// A process of a session of Codex has ended: its launcher, or Codex.
+    SessionProcessEnded {
+        /// Which session.
+        session: SessionId,
+        /// Which process. Its number may be another's by now.
+        pid: u32,
+    },
+    /// What a session had left behind has been ended.
+    SessionCleared {
+        /// Which.
+        session: SessionId,
+        /// What was done.
+        ended: Ended,
+    },
+    /// A session has written to its logs.
+    SessionWrote {
+        /// Which.
+        session: SessionId,
     },
     /// A settings file may have changed.
     SettingsTouched,

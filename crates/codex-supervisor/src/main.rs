@@ -13,6 +13,7 @@
 //! | [`ports`], [`stand_in`] | listeners, and what answers where no worker may |
 //! | [`worker`], [`worker_socket`], [`probe`], [`memory`] | workers: their processes, what they say, their health |
 //! | [`scope`] | workers that outlive us under systemd |
+//! | [`ending`], [`follow`] | Codex's sessions: the end of a process, what is written to a log |
 //! | [`control`], [`announce`] | the control socket and its events |
 //! | [`database`] | `state.db`: usage and incidents |
 //! | [`registry`], [`stopped`] | what is remembered: processes, the person's stops |
@@ -26,7 +27,9 @@ mod configuration;
 mod control;
 mod daemon;
 mod database;
+mod ending;
 mod event;
+mod follow;
 mod lifecycle;
 mod log;
 mod memory;

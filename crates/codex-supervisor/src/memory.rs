@@ -31,12 +31,19 @@ impl Memory {
         Self { system, bytes: HashMap::new(), sampled_at: None }
     }
 
-    /// Looks at these processes and forgets all others, unless they were looked at a moment ago.
+    /// Whether the latest look was a moment ago and saw all of `pids`.
+    pub(crate) fn is_recent(&self, now: Instant, pids: &[u32]) -> bool {
+        self.sampled_at.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL)
+            && pids.iter().all(|pid| self.bytes.contains_key(pid))
+    }
+
+    /// There is something new to see.
+    pub(crate) fn outdate(&mut self) {
+        self.sampled_at = None;
+    }
+
+    /// Looks at these processes and forgets all others.
     pub(crate) fn sample(&mut self, pids: &[u32], now: Instant) {
-        let is_recent = self.sampled_at.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL);
-        if is_recent && pids.iter().all(|pid| self.bytes.contains_key(pid)) {
-            return;
-        }
         self.sampled_at = Some(now);
         let Some(system) = &mut self.system else { return };
         let pids: Vec<Pid> = pids.iter().map(|pid| Pid::from_u32(*pid)).collect();
@@ -44,6 +51,17 @@ impl Memory {
         system.refresh_processes_specifics(ProcessesToUpdate::Some(&pids), true, kind);
         let resident = |pid: &Pid| system.process(*pid).map(|process| (pid.as_u32(), process.memory()));
         self.bytes = pids.iter().filter_map(resident).collect();
+    }
+
+    /// What is a process's own of its resident bytes, each shared page in equal parts to all who share it.
+    ///
+    /// The kernel walks through its pages for this, which takes milliseconds: not for every sample.
+    pub(crate) fn proportional_bytes(pid: u32) -> Option<u64> {
+        const KIB: u64 = 1024;
+        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+        let kib =
+            text.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.map(|kib| kib * KIB)
     }
 
     /// Resident bytes of a process at the latest look.
@@ -63,9 +81,14 @@ mod tests {
         memory.sample(&[std::process::id()], now);
         let bytes = memory.bytes(std::process::id()).unwrap();
         assert!((100_000..10_000_000_000).contains(&bytes), "{bytes}");
+        let own = [std::process::id()];
+        assert!(memory.is_recent(now, &own) && !memory.is_recent(now, &[1]));
+        assert!(!memory.is_recent(now + INTERVAL, &own));
+        memory.outdate();
+        assert!(!memory.is_recent(now, &own));
         memory.sample(&[], now);
-        assert_eq!(memory.bytes(std::process::id()), Some(bytes), "a moment later nothing is looked at");
-        memory.sample(&[], now + INTERVAL);
         assert_eq!(memory.bytes(std::process::id()), None);
+        let own_share = Memory::proportional_bytes(std::process::id()).unwrap();
+        assert!((10_000..10_000_000_000).contains(&own_share), "{own_share}");
     }
 }

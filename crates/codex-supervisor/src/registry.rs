@@ -9,6 +9,7 @@ use std::path::Path;
 use codex_control::EndpointId;
 use codex_control::files::{self, FileError, PRIVATE_FILE_MODE};
 use codex_control::process::Identity;
+use codex_control::session::Session;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -25,6 +26,9 @@ pub(crate) struct Registry {
     pub(crate) supervisor: SupervisorEntry,
     /// Its workers.
     pub(crate) workers: Vec<WorkerEntry>,
+    /// Codex, where it was started by `codexctl launch`.
+    #[serde(default)]
+    pub(crate) sessions: Vec<SessionEntry>,
 }
 
 /// A supervisor.
@@ -57,10 +61,19 @@ pub(crate) struct WorkerEntry {
     pub(crate) fingerprint: String,
 }
 
+/// A session of Codex.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SessionEntry {
+    /// What its launcher said.
+    pub(crate) session: Session,
+    /// What was seen below its launcher and its Codex.
+    pub(crate) members: Vec<Identity>,
+}
+
 impl Registry {
     /// What stands in the file now.
-    pub(crate) fn new(supervisor: SupervisorEntry, workers: Vec<WorkerEntry>) -> Self {
-        Self { version: VERSION, supervisor, workers }
+    pub(crate) fn new(supervisor: SupervisorEntry, workers: Vec<WorkerEntry>, sessions: Vec<SessionEntry>) -> Self {
+        Self { version: VERSION, supervisor, workers, sessions }
     }
 
     /// Reads the registry of an earlier supervisor; `None` if there is none that can be used.
@@ -122,7 +135,7 @@ mod tests {
             leaving: false,
             fingerprint: fingerprint(&"x"),
         };
-        Registry::new(supervisor, vec![worker])
+        Registry::new(supervisor, vec![worker], Vec::new())
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod calls;
 mod managed;
 mod recovery;
 mod services;
+mod sessions;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -43,6 +44,7 @@ use crate::scope;
 use crate::stopped::Stopped;
 use crate::supervisor::managed::Managed;
 use crate::supervisor::services::Services;
+use crate::supervisor::sessions::Sessions;
 use crate::systemd::{self, Inherited, Store};
 
 /// Time between two looks at the clock; also how finely our own absence is noticed.
@@ -87,6 +89,7 @@ pub(crate) struct Supervisor {
     plan: Vec<Planned>,
     endpoints: BTreeMap<EndpointId, Managed>,
     waiters: Vec<Waiter>,
+    sessions: Sessions,
     memory: Memory,
     reload_at: Option<Instant>,
     tick_at: Instant,
@@ -121,6 +124,7 @@ impl Supervisor {
             ports: Ports::load(&paths.ports()),
             stopped: Stopped::load(&paths.stopped()),
             settings: configuration.settings.daemon.clone(),
+            codex: configuration.settings.codex.clone(),
             default_endpoint: configuration.settings.default_endpoint().cloned(),
             announcer: Announcer::new(),
             database: Database::open(paths.database()),
@@ -142,6 +146,7 @@ impl Supervisor {
             configuration,
             endpoints: BTreeMap::new(),
             waiters: Vec::new(),
+            sessions: Sessions::default(),
             memory: Memory::new(),
             reload_at: None,
             tick_at: now + TICK,
@@ -246,6 +251,14 @@ impl Supervisor {
                     managed.scoped(worker.generation, result, &mut self.services);
                 }
             }
+            Event::SessionProcessEnded { session, pid } => self.session_process_ended(&session, pid),
+            Event::SessionCleared { session, ended } => self.session_cleared(&session, &ended),
+            Event::SessionWrote { session } => {
+                if self.session_wrote(&session) {
+                    // Others come first. A full queue loses this one; the regular look goes on reading.
+                    let _ = self.services.queue.try_send(Event::SessionWrote { session });
+                }
+            }
             Event::SettingsTouched => {
                 self.reload_at.get_or_insert(now + SETTLE);
             }
@@ -288,12 +301,20 @@ impl Supervisor {
         if self.configuration.is_outdated(&self.services.paths) {
             self.reload_at.get_or_insert(now);
         }
+        self.look_after_sessions();
+        self.sample_memory(now);
     }
 
-    /// Looks how much memory the workers use.
+    /// Looks how much memory the workers and Codex use.
     fn sample_memory(&mut self, now: Instant) {
-        let pids: Vec<u32> = self.endpoints.values().flat_map(Managed::worker_pids).collect();
+        let mut pids: Vec<u32> = self.endpoints.values().flat_map(Managed::worker_pids).collect();
+        if self.memory.is_recent(now, &pids) {
+            return;
+        }
+        self.look_at_sessions();
+        pids.extend(self.sessions.pids());
         self.memory.sample(&pids, now);
+        self.set_session_memory();
         for managed in self.endpoints.values_mut() {
             managed.set_memory(|pid| self.memory.bytes(pid));
         }
@@ -337,7 +358,7 @@ impl Supervisor {
         self.send_waiters_away(now);
         if std::mem::take(&mut self.services.registry_is_outdated) {
             let workers = self.endpoints.values().flat_map(Managed::registry_entries).collect();
-            let registry = Registry::new(self.services.own.clone(), workers);
+            let registry = Registry::new(self.services.own.clone(), workers, self.sessions.entries());
             if let Err(error) = registry.store(&self.services.paths.registry()) {
                 error!(%error, "the registry cannot be written");
             }
@@ -359,6 +380,7 @@ impl Supervisor {
         }
         let settings = &self.configuration.settings;
         self.services.settings = settings.daemon.clone();
+        self.services.codex = settings.codex.clone();
         self.services.log_limits.set(&settings.daemon);
         self.services.default_endpoint = settings.default_endpoint().cloned();
         for managed in self.endpoints.values_mut() {

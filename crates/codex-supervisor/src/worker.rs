@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,9 +12,8 @@ use codex_control::environment::{Environment, PASSED_TO_WORKER};
 use codex_control::process::Process;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
+use crate::ending;
 use crate::event::{Event, Queue, WorkerId};
 use crate::lifecycle::End;
 use crate::log;
@@ -97,9 +96,7 @@ pub(crate) fn start(launch: &Launch<'_>) -> io::Result<(Child, Process)> {
 /// # Errors
 /// If it cannot be watched. It has been killed then: nobody would notice its end.
 pub(crate) fn watch(worker: WorkerId, process: &Process, mut child: Option<Child>, queue: Queue) -> io::Result<()> {
-    #[expect(deprecated, reason = "its successor is unsafe; an `OwnedFd` keeps the promise that one asks for")]
-    let register = |pidfd| AsyncFd::with_interest(pidfd, Interest::READABLE);
-    let pidfd = match process.as_fd().try_clone_to_owned().and_then(register) {
+    let pidfd = match ending::watched(process) {
         Ok(pidfd) => pidfd,
         Err(error) => {
             // It may have ended by itself, and may be nobody's child: neither matters any more.

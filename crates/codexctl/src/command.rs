@@ -14,6 +14,8 @@ mod status;
 mod token;
 mod usage;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 use codex_control::EndpointId;
 
@@ -68,9 +70,9 @@ pub(crate) struct EndpointArgument {
     id: EndpointId,
 }
 
-/// Does what `command` says.
-pub(crate) fn run(ctx: &Context, command: Command) -> Result<(), Failure> {
-    match command {
+/// Does what `command` says. The exit code is that of what it runs, if it runs something.
+pub(crate) fn run(ctx: &Context, command: Command) -> Result<ExitCode, Failure> {
+    let done = match command {
         Command::Status(_) => status::run(ctx),
         Command::Endpoint(command) => endpoint::run(ctx, command),
         Command::Presets(_) => presets::run(ctx),
@@ -80,13 +82,14 @@ pub(crate) fn run(ctx: &Context, command: Command) -> Result<(), Failure> {
         Command::Start(arguments) => run::start(ctx, &arguments),
         Command::Stop(arguments) => run::stop(ctx, &arguments),
         Command::Restart(arguments) => run::restart(ctx, &arguments),
-        Command::Launch(command) => launch::run(ctx, &command),
+        Command::Launch(command) => return launch::run(ctx, &command),
         Command::Token(arguments) => token::run(ctx, &arguments),
         Command::Usage(arguments) => usage::run(ctx, &arguments),
         Command::Logs(arguments) => logs::run(ctx, &arguments),
         Command::Rpc(arguments) => rpc::run(ctx, &arguments),
         Command::Completions(arguments) => completions::run(ctx, &arguments),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! | [`probe`], [`http`] | trying an endpoint out, asking its worker |
 //! | [`key`] | where a key comes from |
 //! | [`program`] | finding other programs, running them for a moment |
+//! | [`session`] | running Codex, and ending what it leaves behind |
 //! | [`since`] | how far back a question reaches |
 //! | [`output`], [`text`], [`failure`] | what is printed, for people and for programs |
 //!
@@ -23,6 +24,7 @@ mod output;
 mod probe;
 mod program;
 mod service;
+mod session;
 mod since;
 mod text;
 
@@ -51,15 +53,15 @@ fn main() -> ExitCode {
     let output = Output { json: arguments.as_ref().is_some_and(|arguments| arguments.json) };
     let result = match arguments {
         Some(arguments) => run(environment, output, arguments.command),
-        None => daemon::detach(&environment),
+        None => daemon::detach(&environment).map(|()| ExitCode::SUCCESS),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => ExitCode::from(output.failed(&failure)),
     }
 }
 
-fn run(environment: Environment, output: Output, command: Command) -> Result<(), Failure> {
+fn run(environment: Environment, output: Output, command: Command) -> Result<ExitCode, Failure> {
     let paths = Paths::from_environment(&environment).map_err(|error| Failure::from_error(&error))?;
     command::run(&Context { environment, paths, output }, command)
 }

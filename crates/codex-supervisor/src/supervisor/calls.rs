@@ -25,7 +25,7 @@ use crate::database::usage;
 use crate::event::{Call, Farewell};
 
 /// Every method, for suggestions. `events.subscribe` is answered by the control socket itself.
-const METHODS: [&str; 16] = [
+const METHODS: [&str; 20] = [
     "daemon.status",
     "daemon.reload",
     "daemon.restart",
@@ -41,6 +41,10 @@ const METHODS: [&str; 16] = [
     "endpoint.restart",
     "endpoint.wake",
     "usage.show",
+    "session.begin",
+    "session.attach",
+    "session.end",
+    "session.list",
     "events.subscribe",
 ];
 
@@ -131,6 +135,22 @@ impl Supervisor {
                 self.set_stopped(&id, true);
                 self.drive(&id, now);
                 self.status_of(&id)
+            }
+            "session.begin" => {
+                self.not_stopping()?;
+                json(&self.begin_session(&read(params)?)?)
+            }
+            "session.attach" => {
+                self.attach_session(read(params)?)?;
+                Ok(Value::Null)
+            }
+            "session.end" => {
+                self.end_session(&read(params)?)?;
+                Ok(Value::Null)
+            }
+            "session.list" => {
+                no_params(&params)?;
+                json(&self.sessions.statuses())
             }
             other => {
                 let hint = match report::nearest(other, METHODS) {
@@ -348,6 +368,7 @@ impl Supervisor {
             database: self.services.database.status(),
             default_endpoint: self.services.default_endpoint.clone(),
             endpoints: self.statuses(),
+            sessions: self.sessions.statuses(),
         }
     }
 }

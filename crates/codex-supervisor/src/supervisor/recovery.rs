@@ -23,9 +23,11 @@ impl Supervisor {
                 None => self.services.store.forget(&id),
             }
         }
-        let entries =
-            Registry::load(&self.services.paths.registry()).map_or_else(Vec::new, |registry| registry.workers);
-        for entry in entries {
+        let registry = Registry::load(&self.services.paths.registry());
+        let (workers, sessions) =
+            registry.map_or_else(Default::default, |registry| (registry.workers, registry.sessions));
+        self.recover_sessions(sessions);
+        for entry in workers {
             match Process::open_identity(&entry.identity) {
                 Ok(process) => self.recover_worker(&entry, process, now),
                 Err(error) => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use codex_control::EndpointId;
 use codex_control::environment::Environment;
 use codex_control::paths::Paths;
-use codex_control::settings::DaemonSettings;
+use codex_control::settings::{CodexSettings, DaemonSettings};
 
 use crate::announce::Announcer;
 use crate::database::Database;
@@ -48,6 +48,8 @@ pub(super) struct Services {
     pub(super) stopped: Stopped,
     /// The `[daemon]` settings in force.
     pub(super) settings: DaemonSettings,
+    /// The `[codex]` settings in force.
+    pub(super) codex: CodexSettings,
     /// The same, for open logs.
     pub(super) log_limits: Arc<LogLimits>,
     /// The endpoint used when a command names none.

@@ -268,12 +268,6 @@ impl Client {
     }
 }
 
-/// Whether it has ended, waited for or not: then its pidfd is readable.
-pub(crate) fn has_ended(process: &Process) -> bool {
-    let mut ended = [rustix::event::PollFd::new(process, rustix::event::PollFlags::IN)];
-    rustix::event::poll(&mut ended, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() > 0
-}
-
 /// Code, message and hint of an error response.
 pub(crate) fn refused(response: &Value) -> (i64, String, String) {
     let error = &response["error"];

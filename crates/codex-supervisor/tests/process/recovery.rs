@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::endpoint;
-use crate::home::{Home, begin, get, has_ended, wait_for};
+use crate::home::{Home, begin, get, wait_for};
 
 #[test]
 fn workers_and_their_streams_outlive_a_killed_supervisor() {
@@ -74,7 +74,7 @@ fn a_worker_that_cannot_be_adopted_is_ended_before_another_starts() {
     assert_eq!(supervisor.endpoint("a")["state"], "starting");
     assert_eq!(supervisor.wake("a"), address);
     assert_eq!(supervisor.endpoint("a")["generation"], 2);
-    assert!(has_ended(&worker));
+    assert!(worker.has_ended());
     supervisor.stop();
 }
 
@@ -89,7 +89,7 @@ fn a_registry_that_names_a_stranger_harms_nobody() {
     let pid = registry["workers"][0]["identity"]["pid"].as_u64().unwrap();
     let worker = codex_control::process::Process::open(u32::try_from(pid).unwrap()).unwrap();
     assert!(worker.signal(Signal::KILL).unwrap());
-    wait_for("the worker to end", || has_ended(&worker).then_some(()));
+    wait_for("the worker to end", || worker.has_ended().then_some(()));
     // The number is somebody else's now, as after a reuse.
     registry["workers"][0]["identity"]["pid"] = json!(bystander.id());
     fs::write(home.runtime("registry.json"), registry.to_string()).unwrap();

@@ -1,22 +1,25 @@
 //! `codexctl launch cli`: Codex on one of our endpoints, without a change to its configuration file.
 //!
-//! The endpoint is woken and must be healthy before Codex starts. Then this process becomes Codex: no process in
-//! between, the person's terminal, signals and exit code are Codex's own.
+//! The endpoint is woken and must be healthy before Codex starts. Then this process stays as its parent
+//! ([`crate::session`]); the person's terminal, signals and exit code are Codex's own.
 
 mod overrides;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::Command as Process;
+use std::path::{Path, PathBuf};
+use std::process::{Command as Process, ExitCode};
 
 use clap::Subcommand;
 use codex_control::EndpointId;
 use codex_control::environment;
+use codex_control::files;
+use codex_control::session::{CODEX_LOG, Kind};
+use codex_control::settings::SETTINGS_BYTES_MAX;
 
 use crate::command::launch::overrides::Launch;
 use crate::failure::Failure;
+use crate::session::{self, Plan};
 use crate::{Context, daemon, probe, program};
 
 /// Starts Codex on an endpoint
@@ -48,13 +51,13 @@ pub(crate) struct CliArguments {
     arguments: Vec<OsString>,
 }
 
-pub(crate) fn run(ctx: &Context, command: &Command) -> Result<(), Failure> {
+pub(crate) fn run(ctx: &Context, command: &Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Cli(arguments) => cli(ctx, arguments),
     }
 }
 
-fn cli(ctx: &Context, arguments: &CliArguments) -> Result<(), Failure> {
+fn cli(ctx: &Context, arguments: &CliArguments) -> Result<ExitCode, Failure> {
     let codex = find_codex(ctx)?;
     let own =
         program::own_path().map_err(|error| Failure::new(format!("this program's own path is unknown: {error}")))?;
@@ -67,8 +70,6 @@ fn cli(ctx: &Context, arguments: &CliArguments) -> Result<(), Failure> {
     })?;
     let mut client = daemon::connect_or_start(ctx, daemon::START_TIMEOUT)?;
     let status = probe::wake(&mut client, arguments.endpoint.as_ref(), probe::WAKE_TIMEOUT, probe::WAKE_MARGIN)?;
-    // Codex would inherit nothing of it, but this process may live for days.
-    drop(client);
     let address = status.address.ok_or_else(|| Failure::new(format!("endpoint `{}` has no address", status.id)))?;
     let model = arguments.model.as_deref().or(status.default_model.as_deref());
     if model.is_none() {
@@ -76,17 +77,31 @@ fn cli(ctx: &Context, arguments: &CliArguments) -> Result<(), Failure> {
     }
     let launch =
         Launch { endpoint: &status.id, name: &status.name, address, protocol: status.protocol, model, codexctl: own };
-    let mut command = Process::new(&codex);
-    for value in launch.overrides() {
-        command.arg("-c").arg(value);
-    }
-    command.args(&arguments.arguments);
-    let [upper, lower] = environment::NO_PROXY;
-    let (value, other) = (ctx.environment.get_str(upper), ctx.environment.get_str(lower));
-    command.env(upper, overrides::without_proxy(value.or(other)));
-    command.env(lower, overrides::without_proxy(other.or(value)));
-    let error = command.exec();
-    Err(Failure::new(format!("Codex (`{}`) cannot be started: {error}", codex.display())))
+    let codex_log = codex_log(ctx);
+    let plan = Plan { kind: Kind::Cli, endpoint: Some(status.id.clone()), codex_log: codex_log.clone() };
+    session::run(ctx, Some(client), &plan, |begun| {
+        let log_folder = begun.filter(|begun| begun.takes_codex_log && codex_log.is_none()).map(|begun| &*begun.folder);
+        let mut command = Process::new(&codex);
+        for value in launch.overrides(log_folder) {
+            command.arg("-c").arg(value);
+        }
+        command.args(&arguments.arguments);
+        let [upper, lower] = environment::NO_PROXY;
+        let (value, other) = (ctx.environment.get_str(upper), ctx.environment.get_str(lower));
+        command.env(upper, overrides::without_proxy(value.or(other)));
+        command.env(lower, overrides::without_proxy(other.or(value)));
+        command
+    })
+}
+
+/// The log that Codex writes because the person has told it to.
+///
+/// Codex 0.169 writes [`CODEX_LOG`] only into a `log_dir` of its settings. Settings that cannot be read say nothing.
+fn codex_log(ctx: &Context) -> Option<PathBuf> {
+    let bytes = files::read_bounded(&ctx.paths.codex_config(), SETTINGS_BYTES_MAX).ok()??;
+    let settings: toml::Table = toml::from_str(std::str::from_utf8(&bytes).ok()?).ok()?;
+    let folder = Path::new(settings.get("log_dir")?.as_str()?);
+    Some(ctx.paths.codex_home().join(folder).join(CODEX_LOG)) // relative to Codex's folder where it is relative
 }
 
 /// Says beforehand why Codex is going to find no model. It is started all the same: its own arguments may name one.

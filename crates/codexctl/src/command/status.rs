@@ -2,6 +2,7 @@
 
 use codex_control::ipc::Problem;
 use codex_control::rpc::{DaemonStatus, EndpointState, EndpointStatus, Protection};
+use codex_control::session;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -184,6 +185,15 @@ fn shown(status: &DaemonStatus, chain: &Chain, now_ms: u64) -> String {
         let header = ["ENDPOINT", "STATE", "ADDRESS", "MODEL", "REQUESTS", "FAILED", "RESTARTS", "MEMORY"];
         parts.push(text::table(header, &rows));
     }
+    if !status.sessions.is_empty() {
+        let rows: Vec<[String; 6]> = status.sessions.iter().map(|session| session_row(session, now_ms)).collect();
+        parts.push(text::table(["CODEX", "ENDPOINT", "PID", "PROCESSES", "MEMORY", "SINCE"], &rows));
+    }
+    for session in &status.sessions {
+        if let Some(problem) = &session.problem {
+            parts.push(told(&format!("{}: {}", session.id, problem.message), problem.hint.as_deref()));
+        }
+    }
     for endpoint in &status.endpoints {
         if let Some(problem) = &endpoint.problem {
             parts.push(told(&format!("{}: {}", endpoint.id, problem.message), problem.hint.as_deref()));
@@ -228,6 +238,17 @@ fn row(endpoint: &EndpointStatus, now_ms: u64) -> [String; 8] {
         endpoint.counters.requests_failed_total.to_string(),
         endpoint.restarts_total.to_string(),
         endpoint.memory_bytes.map(text::size).unwrap_or_default(),
+    ]
+}
+
+fn session_row(session: &session::Status, now_ms: u64) -> [String; 6] {
+    [
+        session.id.to_string(),
+        session.endpoint.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string),
+        session.pid.map(|pid| pid.to_string()).unwrap_or_default(),
+        session.n_processes.to_string(),
+        session.memory_bytes.map(text::size).unwrap_or_default(),
+        text::ago(now_ms, session.started_at_ms),
     ]
 }
 

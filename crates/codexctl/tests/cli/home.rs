@@ -27,6 +27,18 @@ pub(crate) struct Home {
     codexctl: PathBuf,
 }
 
+/// Looks again and again until there is something, or patience ends.
+pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::park_timeout(Duration::from_millis(5)); // leaves the processor to what is waited for
+    }
+}
+
 /// How a command ended and what it said.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Ended {

@@ -1,9 +1,12 @@
 use std::fs;
 
+use codex_control::process::Process;
 use codex_control::rpc::{RpcError, code};
+use codex_control::session::Session;
+use rustix::process::Signal;
 use serde_json::json;
 
-use crate::home::Home;
+use crate::home::{Home, wait_for};
 use crate::supervisor::{Supervisor, endpoint};
 use crate::worker::Worker;
 
@@ -34,15 +37,27 @@ fn codex_starts_on_a_healthy_endpoint_with_everything_it_needs() {
     let supervisor = Supervisor::with(&home, &[endpoint("zai", json!({}))]);
     let ended = home.run(&["launch", "cli", "--endpoint", "zai", "--", "exec", "--json", "say \"hi\""]);
     assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (Some(7), "codex ran\n", ""), "{ended:#?}");
-    assert_eq!(supervisor.calls(), [("endpoint.wake".to_owned(), json!({ "id": "zai", "timeout_ms": 15_000 }))]);
+    let calls = supervisor.calls();
+    let methods: Vec<&str> = calls.iter().map(|(method, _)| method.as_str()).collect();
+    assert_eq!(methods, ["endpoint.wake", "session.begin", "session.attach", "session.end"]);
+    assert_eq!(calls[0].1, json!({ "id": "zai", "timeout_ms": 15_000 }));
+    assert_eq!((&calls[1].1["kind"], &calls[1].1["endpoint"]), (&json!("cli"), &json!("zai")));
+    let attached: Session = serde_json::from_value(calls[2].1.clone()).unwrap();
+    assert_eq!(json!(attached.launcher), calls[1].1["launcher"]);
+    let logs = ["stderr.log", "codex-tui.log"].map(|name| std::env::temp_dir().join("nowhere").join(name));
+    assert_eq!((attached.id.as_str(), &attached.logs[..]), ("cli-0000002a", &logs[..]));
+    assert_eq!(calls[3].1, json!({ "id": "cli-0000002a", "exit": "exit code 7", "n_ended": 0, "n_left": 0 }));
     let Called { argv, env } = called(&home).unwrap();
-    let [c1, provider_id, c2, provider, c3, model, c4, search, rest @ ..] = &argv[..] else { panic!("{argv:?}") };
-    assert!([c1, c2, c3, c4].iter().all(|flag| *flag == "-c"), "{argv:?}");
+    let [c1, provider_id, c2, provider, c3, model, c4, search, c5, log, rest @ ..] = &argv[..] else {
+        panic!("{argv:?}")
+    };
+    assert!([c1, c2, c3, c4, c5].iter().all(|flag| *flag == "-c"), "{argv:?}");
     assert_eq!(rest, ["exec", "--json", "say \"hi\""]);
     let told: toml::Table =
-        toml::from_str(&[provider_id, provider, model, search].map(String::as_str).join("\n")).unwrap();
+        toml::from_str(&[log, provider_id, provider, model, search].map(String::as_str).join("\n")).unwrap();
     let expected: toml::Table = toml::from_str(&format!(
         r#"
+        log_dir = "{}"
         model_provider = "supervised"
         model = "glm-4.7"
         web_search = "disabled"
@@ -59,6 +74,7 @@ fn codex_starts_on_a_healthy_endpoint_with_everything_it_needs() {
         capabilities = {{ remote_compaction = "unsupported" }}
         auth = {{ command = '''{}''', args = ["token", "zai"], timeout_ms = 7000, refresh_interval_ms = 100 }}
         "#,
+        std::env::temp_dir().join("nowhere").display(),
         folder.join("codexctl").display()
     ))
     .unwrap();
@@ -105,6 +121,91 @@ warning: endpoint `zai` has no default model and offers none: the provider answe
   hint: name one: `--model MODEL`, or for good `codexctl endpoint set zai default_model MODEL`
 ";
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(7), expected));
+}
+
+#[test]
+fn a_log_folder_of_the_persons_own_stays_the_one() {
+    let home = Home::new();
+    home.program("codex", CODEX);
+    fs::create_dir_all(home.root().join("home/.codex")).unwrap();
+    fs::write(home.root().join("home/.codex/config.toml"), "log_dir = \"/my/logs\"\n").unwrap();
+    let supervisor = Supervisor::with(&home, &[endpoint("zai", json!({}))]);
+    assert_eq!(home.run(&["launch", "cli"]).code, Some(7));
+    assert!(!called(&home).unwrap().argv.iter().any(|argument| argument.starts_with("log_dir")));
+    assert_eq!(supervisor.calls()[2].1["logs"][1], "/my/logs/codex-tui.log");
+}
+
+#[test]
+fn codex_runs_unwatched_when_the_supervisor_cannot_watch_it() {
+    let home = Home::new();
+    home.program("codex", CODEX);
+    let _supervisor = Supervisor::answering(&home, &[endpoint("zai", json!({}))], |method, _| {
+        let unknown = RpcError::new(code::METHOD_NOT_FOUND, format!("there is no method `{method}`"), None);
+        method.starts_with("session.").then_some(Err(unknown))
+    });
+    let ended = home.run(&["launch", "cli"]);
+    let expected = "\
+warning: Codex runs unwatched: there is no method `session.begin`
+  hint: `codexctl restart` may help
+";
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(7), expected));
+}
+
+#[test]
+fn what_codex_writes_to_stderr_arrives_and_the_signal_that_ended_it_is_told() {
+    let home = Home::new();
+    home.program("codex", "echo one >&2; echo two >&2; kill -KILL $$");
+    let supervisor = Supervisor::with(&home, &[endpoint("zai", json!({}))]);
+    let ended = home.run(&["launch", "cli"]);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(128 + 9), "one\ntwo\n"));
+    assert_eq!(supervisor.calls()[3].1["exit"], "signal 9");
+}
+
+#[test]
+fn on_a_terminal_codex_has_one_on_all_three() {
+    let home = Home::new();
+    home.program("codex", "test -t 0 && test -t 1 && test -t 2 && printf '\\033[1mbold\\n' >&2; stty size <&2; read line; echo \"$line\"; exit 4");
+    let _supervisor = Supervisor::with(&home, &[endpoint("zai", json!({}))]);
+    let ended = home.run_on_terminal(&["launch", "cli"], "typed\n");
+    assert_eq!(ended.code, Some(4), "{ended:#?}");
+    assert!(ended.stdout.contains("\u{1b}[1mbold") && ended.stdout.ends_with("typed\r\n"), "{ended:#?}");
+}
+
+/// Starts what leaves it in every way, says who, and ends when it is asked to.
+const LEAVES: &str = r#"
+(setsid sh -c 'echo $$ >> "$HOME/left"; exec sleep 1000' &)
+(sh -c 'trap "" TERM; (setsid sh -c "echo \$\$ >> $HOME/left; exec sleep 1000" &) ; echo $$ >> "$HOME/left"; while :; do sleep 1000; done' &)
+sh -c 'echo $$ >> "$HOME/left"; exec sleep 1000' &
+trap 'exit 3' TERM
+echo > "$HOME/ready"
+while :; do sleep 0.01; done"#;
+
+#[test]
+fn what_codex_leaves_behind_is_ended_and_bystanders_are_not() {
+    let home = Home::new();
+    home.program("codex", LEAVES);
+    let supervisor = Supervisor::with(&home, &[endpoint("zai", json!({}))]);
+    let mut bystander = std::process::Command::new("setsid").args(["sleep", "1000"]).spawn().unwrap();
+    let mut command = home.command(&["launch", "cli"]);
+    let mut launcher = command.spawn().unwrap();
+    let left = || -> Vec<Process> {
+        let text = fs::read_to_string(home.root().join("home/left")).unwrap_or_default();
+        text.lines().filter_map(|pid| Process::open(pid.parse().ok()?).ok()).collect()
+    };
+    let left = wait_for("everything to be started", || {
+        let left = left();
+        (left.len() == 4 && home.root().join("home/ready").exists()).then_some(left)
+    });
+    // The launcher passes it on.
+    assert!(Process::open(launcher.id()).unwrap().signal(Signal::TERM).unwrap());
+    assert_eq!(launcher.wait().unwrap().code(), Some(3));
+    assert!(left.iter().all(Process::has_ended));
+    assert!(bystander.try_wait().unwrap().is_none());
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
+    let end = supervisor.calls().last().unwrap().1.clone();
+    assert_eq!((&end["exit"], &end["n_left"]), (&json!("exit code 3"), &json!(0)));
+    assert!(end["n_ended"].as_u64().unwrap() >= 4, "{end}");
 }
 
 #[test]

@@ -159,7 +159,10 @@ fn own_answer(endpoints: &[Value], method: &str, params: &Value) -> Result<Value
         "endpoint.show" => Ok(json!({ "status": named()?, "endpoint": null })),
         "endpoint.remove" | "endpoint.default" => named().map(|_| Value::Null),
         "endpoint.set" | "endpoint.start" | "endpoint.stop" | "endpoint.restart" | "endpoint.wake" => named(),
-        "events.subscribe" => Ok(Value::Null),
+        "session.begin" => Ok(json!({
+            "id": "cli-0000002a", "folder": std::env::temp_dir().join("nowhere"), "takes_codex_log": true, "scope": null,
+        })),
+        "session.attach" | "session.end" | "events.subscribe" => Ok(Value::Null),
         _ => Err(RpcError::new(code::METHOD_NOT_FOUND, format!("there is no method `{method}`"), None)),
     }
 }

@@ -6,6 +6,7 @@
 
 use std::fmt::Write;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use codex_control::EndpointId;
 use codex_control::tables::Protocol;
@@ -38,8 +39,8 @@ pub(super) struct Launch<'a> {
 }
 
 impl Launch<'_> {
-    /// The `KEY=VALUE` texts.
-    pub(super) fn overrides(&self) -> Vec<String> {
+    /// The `KEY=VALUE` texts. `log_folder`: where Codex is to write its log; it writes none otherwise.
+    pub(super) fn overrides(&self, log_folder: Option<&Path>) -> Vec<String> {
         let base_url = format!("http://{}/v1", self.address);
         let auth = format!(
             "{{command={},args=[\"token\",{}],timeout_ms={TOKEN_TIMEOUT_MS},refresh_interval_ms={TOKEN_AGE_MAX_MS}}}",
@@ -72,6 +73,10 @@ impl Launch<'_> {
         // elsewhere it is dropped on the way, and the model is better not promised it.
         if self.protocol != Some(Protocol::Responses) {
             overrides.push("web_search=\"disabled\"".to_owned());
+        }
+        // A path that is not text is one that Codex cannot be told.
+        if let Some(folder) = log_folder.and_then(Path::to_str) {
+            overrides.push(format!("log_dir={}", quoted(folder)));
         }
         overrides
     }
@@ -115,7 +120,7 @@ mod tests {
 
     fn parsed(launch: &Launch<'_>) -> toml::Table {
         // Codex reads `KEY=VALUE` as one line of TOML each.
-        toml::from_str(&launch.overrides().join("\n")).unwrap()
+        toml::from_str(&launch.overrides(None).join("\n")).unwrap()
     }
 
     fn launch<'a>(endpoint: &'a EndpointId, codexctl: &'a str) -> Launch<'a> {

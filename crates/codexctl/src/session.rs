@@ -1,0 +1,252 @@
+//! Running Codex: this process is its parent until the end, in the same terminal.
+//!
+//! ```text
+//!  begin ──► start, as our child ──► attach ──► wait ──► end what is left ──► end
+//! ```
+//!
+//! Codex has the terminal: standard input and output are the person's own, it stands in our process group, so that the
+//! keyboard's signals reach it, and its exit code becomes ours. What it writes to stderr passes through us
+//! ([`stderr`]), to the person as it is and to a file that the supervisor follows.
+//!
+//! We are the subreaper of everything below us: what leaves its parent, an MCP server that forks twice say, comes to us,
+//! and is ended when Codex has ended. Nothing else is. The supervisor is told ([`codex_control::session`]), and not
+//! needed: without it Codex runs unwatched.
+
+mod stderr;
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use codex_control::EndpointId;
+use codex_control::environment;
+use codex_control::process::Process;
+use codex_control::session::{ATTACH_INTERVAL, Begin, Begun, End, Kind, PATIENCE, Session};
+use codex_control::tree::{self, Ended, Spared};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use rustix::termios::{self, OptionalActions};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::SignalOnly;
+
+use crate::client::{CALL_TIMEOUT, CallError, Client, readable, wait_readable};
+use crate::failure::Failure;
+use crate::session::stderr::Tee;
+use crate::{Context, daemon, program, text};
+
+/// Time for a call whose answer nobody waits for.
+const TELL_TIMEOUT: Duration = Duration::from_secs(1);
+/// What a shell adds to the number of the signal that ended a program.
+const SIGNAL_EXIT: i32 = 128;
+
+/// What is to run.
+pub(crate) struct Plan {
+    pub(crate) kind: Kind,
+    /// The endpoint it uses; none for Codex's own login.
+    pub(crate) endpoint: Option<EndpointId>,
+    /// A log that Codex writes anyway; `None`: it may be told to write one into the session's folder.
+    pub(crate) codex_log: Option<PathBuf>,
+}
+
+/// Runs `make`'s command to its end, and ends what it leaves behind. Returns the exit code: the program's own, or 128
+/// and the number of the signal that ended it.
+///
+/// `make` is told what the supervisor answered; nothing if it does not run, or does not know sessions.
+pub(crate) fn run(
+    ctx: &Context,
+    client: Option<Client>,
+    plan: &Plan,
+    make: impl FnOnce(Option<&Begun>) -> Command,
+) -> Result<ExitCode, Failure> {
+    let failed = |what: &str, error: io::Error| Failure::new(format!("{what}: {error}"));
+    let own = Process::open(std::process::id()).map_err(|error| failed("this process cannot be identified", error))?;
+    let begun = client.and_then(|client| begin(ctx, client, plan, &own));
+    let command = make(begun.as_ref());
+    // Before anything is started below us. If it fails, what leaves its parent is out of our reach, as ever.
+    let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    // Before there is a child whose end could be missed.
+    let (wakes_us, waking) = UnixStream::pair().map_err(|error| failed("no pair of sockets", error))?;
+    let signals = [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM];
+    let mut signals = SignalDelivery::with_pipe(wakes_us, waking, SignalOnly, signals)
+        .map_err(|error| failed("signals cannot be waited for", error))?;
+    let terminal = Terminal::save();
+    let (mut child, tee) = start(command, begun.as_ref())?;
+    let mut session = begun.map(|begun| Watched::new(ctx, plan, begun, &own, &child));
+    let exit = loop {
+        let until_told = session.as_mut().map_or(ATTACH_INTERVAL, |session| session.keep_attached(ctx));
+        if let Some(exit) = reap(child.identity().pid) {
+            break exit;
+        }
+        wait_readable(&mut [readable(signals.get_read())], until_told);
+        for signal in signals.pending() {
+            pass_on(signal, &mut child);
+        }
+    };
+    terminal.restore_after(exit);
+    let spared = spared(ctx);
+    let ended = tree::end(|| tree::below(&own, &spared), PATIENCE);
+    reap_all();
+    tee.finish();
+    if let Some(session) = session {
+        session.end(ctx, &describe(exit), &ended);
+    }
+    if !ended.left.is_empty() {
+        let pids: Vec<String> = ended.left.iter().map(|identity| identity.pid.to_string()).collect();
+        ctx.output.warn(
+            &format!("Codex has left processes that cannot be ended: {}", pids.join(", ")),
+            Some("`codexctl cleanup` tries again"),
+        );
+    }
+    let code = exit.exit_status().or_else(|| exit.terminating_signal().map(|signal| SIGNAL_EXIT + signal));
+    Ok(code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// Registers with the supervisor. Codex is not kept from running by a supervisor that cannot watch it.
+fn begin(ctx: &Context, mut client: Client, plan: &Plan, own: &Process) -> Option<Begun> {
+    let params = Begin { kind: plan.kind, endpoint: plan.endpoint.clone(), launcher: own.identity().clone() };
+    match client.call("session.begin", params, CALL_TIMEOUT) {
+        Ok(begun) => Some(begun),
+        Err(error) => {
+            let (message, _) = Failure::from(error).into_parts();
+            ctx.output.warn(&format!("Codex runs unwatched: {message}"), Some("`codexctl restart` may help"));
+            None
+        }
+    }
+}
+
+fn start(mut command: Command, begun: Option<&Begun>) -> Result<(Process, Tee), Failure> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let failed = |error: io::Error| Failure::new(format!("Codex (`{program}`) cannot be started: {error}"));
+    let (tee, end) = Tee::open(begun.map(|begun| begun.folder.as_path())).map_err(failed)?;
+    command.stderr(end);
+    let child = command.spawn().map_err(failed)?;
+    // It is ours and not waited for yet, so it has its number, be it that it has ended already.
+    let process = Process::open(child.id()).map_err(failed)?;
+    // Holds the writing end of the stderr; only Codex is to hold it.
+    drop(command);
+    Ok((process, tee))
+}
+
+/// A session that the supervisor knows.
+struct Watched {
+    session: Session,
+    attach_at: Instant,
+}
+
+impl Watched {
+    fn new(ctx: &Context, plan: &Plan, begun: Begun, own: &Process, child: &Process) -> Self {
+        let codex_log = match (&plan.codex_log, begun.takes_codex_log) {
+            (Some(path), _) => Some(path.clone()),
+            (None, true) => Some(begun.folder.join(codex_control::session::CODEX_LOG)),
+            (None, false) => None,
+        };
+        let logs = [begun.folder.join(codex_control::session::STDERR_LOG)].into_iter().chain(codex_log);
+        let session = Session {
+            id: begun.id,
+            kind: plan.kind,
+            endpoint: plan.endpoint.clone(),
+            started_at_ms: text::now_ms(),
+            launcher: own.identity().clone(),
+            program: Some(child.identity().clone()),
+            scope: begun.scope,
+            logs: logs.collect(),
+            spared: spared(ctx).programs,
+        };
+        Self { session, attach_at: Instant::now() }
+    }
+
+    /// Says what runs if it is time to; returns the time until the next one.
+    fn keep_attached(&mut self, ctx: &Context) -> Duration {
+        let now = Instant::now();
+        if now >= self.attach_at {
+            self.attach_at = now + ATTACH_INTERVAL;
+            tell(ctx, "session.attach", &self.session);
+        }
+        self.attach_at.saturating_duration_since(now)
+    }
+
+    fn end(self, ctx: &Context, exit: &str, ended: &Ended) {
+        let n_left = ended.left.len();
+        let n_ended = ended.n_asked.max(ended.n_killed).saturating_sub(n_left);
+        tell(ctx, "session.end", &End { id: self.session.id, exit: exit.to_owned(), n_ended, n_left });
+    }
+}
+
+/// Tells the supervisor, if it runs. One that does not, or does not understand, sees for itself what happened.
+fn tell(ctx: &Context, method: &str, params: &impl serde::Serialize) {
+    if let Ok(Some(mut client)) = daemon::find(ctx) {
+        let _: Result<serde_json::Value, CallError> = client.call_raw(method, params, TELL_TIMEOUT);
+    }
+}
+
+/// What stands below us and serves others, too: our own daemon, which Codex's own call for a token may have started,
+/// and Codex's, which outlives it by design.
+fn spared(ctx: &Context) -> Spared {
+    let own = program::own_path().ok().and_then(|own| Some(own.parent()?.to_owned()));
+    let ours = own.into_iter().flat_map(|folder| environment::DAEMONS.map(|name| folder.join(name)));
+    let programs = ours.chain([ctx.paths.codex_daemon_folder()]).collect();
+    Spared { programs }
+}
+
+/// Waits for whoever has ended; how Codex (`pid`) did, if it is among them.
+fn reap(pid: u32) -> Option<WaitStatus> {
+    let mut exit = None;
+    // Fails only when there is no child at all, and Codex is one until it was waited for.
+    while let Ok(Some((ended, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+        if u32::try_from(ended.as_raw_pid()) == Ok(pid) {
+            exit = Some(status);
+        }
+    }
+    exit
+}
+
+fn reap_all() {
+    reap(0); // nobody has this number
+}
+
+/// A signal that came to us is meant for Codex.
+fn pass_on(signal: i32, child: &mut Process) {
+    let signal = match signal {
+        SIGHUP => Signal::HUP,
+        SIGTERM => Signal::TERM,
+        // The keyboard's signals go to the whole foreground group, of which Codex is part. Twice would mean "at once".
+        SIGINT if !is_foreground() => Signal::INT,
+        SIGQUIT if !is_foreground() => Signal::QUIT,
+        _ => return,
+    };
+    let _ = child.signal(signal); // it may have ended just now
+}
+
+/// Whether our process group has the terminal.
+fn is_foreground() -> bool {
+    let terminal = std::fs::File::open("/dev/tty");
+    let group = terminal.ok().and_then(|terminal| termios::tcgetpgrp(terminal).ok());
+    group.is_some_and(|group: Pid| group == rustix::process::getpgrp())
+}
+
+/// The terminal's settings before Codex had it.
+struct Terminal(Option<termios::Termios>);
+
+impl Terminal {
+    fn save() -> Self {
+        Self(termios::tcgetattr(io::stdin()).ok())
+    }
+
+    /// A Codex that was killed could not put the terminal in order itself.
+    fn restore_after(&self, exit: WaitStatus) {
+        if let Some(settings) = self.0.as_ref().filter(|_| exit.terminating_signal().is_some() && is_foreground()) {
+            let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, settings); // the terminal may be gone, too
+        }
+    }
+}
+
+/// How a process ended, for a person.
+fn describe(exit: WaitStatus) -> String {
+    match (exit.exit_status(), exit.terminating_signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "unknown".to_owned(),
+    }
+}

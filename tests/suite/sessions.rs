@@ -1,0 +1,199 @@
+//! Codex under its launcher: who runs, what it uses, and that all it leaves behind is ended, and nothing else.
+
+#![expect(clippy::unwrap_used, reason = "these functions are the bodies of tests")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use codex_control::process::Process;
+use codex_control::rpc::EndpointState;
+use codex_control::session::{Kind, Status};
+use e2e::home::{DEADLINE, PROVIDER_KEY, Running, SandboxHome};
+use e2e::provider::{FakeProvider, Script, Step, When};
+use e2e::until::until;
+use e2e::{codex, leftovers};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// A Codex that starts `$N` helpers, in every way there is to get out of sight: as children, in sessions of their own,
+/// with their parent gone, and deaf to TERM. Then it waits to be ended.
+const STAND_IN: &str = r#"#!/bin/sh
+i=0
+while [ "$i" -lt "$N" ]; do
+  case $((i % 4)) in
+    0) sleep 86400 & ;;
+    1) setsid sleep 86400 & ;;
+    2) (setsid sh -c 'sleep 86400 & wait' &) ;;
+    3) (setsid sh -c 'trap "" TERM; while :; do sleep 86400; done' &) ;;
+  esac
+  i=$((i + 1))
+done
+echo started >&2
+trap 'exit 0' TERM
+while :; do sleep 0.05; done
+"#;
+/// Helpers in the suite; `scripts/processes.sh` asks for more.
+const HELPERS: &str = "CODEX_SUPERVISOR_TEST_HELPERS";
+const N_HELPERS: usize = 40;
+/// Time to start and to end them all on a busy machine.
+const LONG: Duration = Duration::from_mins(2);
+
+fn n_helpers() -> usize {
+    std::env::var(HELPERS).ok().and_then(|n| n.parse().ok()).unwrap_or(N_HELPERS)
+}
+
+/// A home with a running endpoint whose Codex is `script`.
+fn home_with(script: &str, sections: &str) -> (FakeProvider, SandboxHome) {
+    let provider = FakeProvider::start(Script::new().key(PROVIDER_KEY));
+    let home = SandboxHome::with_provider_and(&provider, "", sections);
+    home.write("bin/codex", script);
+    fs::set_permissions(home.path("bin/codex"), fs::Permissions::from_mode(0o755)).unwrap();
+    (provider, home)
+}
+
+fn launch(home: &SandboxHome) -> Running {
+    let mut command = home.ctl_command(&["launch", "cli"]);
+    command.env("CODEX_SUPERVISOR_CODEX", home.path("bin/codex")).env("N", n_helpers().to_string());
+    let running = home.spawn(command);
+    until("the helpers to be started", LONG, || running.stderr().contains("started").then_some(()));
+    running
+}
+
+fn sessions(home: &SandboxHome) -> Vec<Status> {
+    serde_json::from_value(home.rpc("session.list", Value::Null).unwrap()).unwrap()
+}
+
+/// The one session, once it has what `look` looks for.
+fn session(home: &SandboxHome, what: &str, look: impl Fn(&Status) -> bool) -> Status {
+    until(what, LONG, || sessions(home).into_iter().find(|session| look(session)))
+}
+
+/// Processes that look like a helper and are none.
+struct Bystanders(Vec<Child>);
+
+impl Bystanders {
+    fn start() -> Self {
+        // The second becomes `sleep`, in a session of its own.
+        let lines: [&[&str]; 2] = [&["sleep", "86400"], &["setsid", "sleep", "86400"]];
+        let start = |line: &&[&str]| Command::new(line[0]).args(&line[1..]).stdin(Stdio::null()).spawn().unwrap();
+        Self(lines.iter().map(start).collect())
+    }
+
+    /// Ends them, who must all have lived so far.
+    fn assert_alive(mut self) {
+        for child in &mut self.0 {
+            assert!(child.try_wait().unwrap().is_none(), "a bystander was ended");
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+/// What runs in the home beside the supervisor and its worker.
+fn others(home: &SandboxHome) -> Vec<String> {
+    let ours = ["codex-supervisor", "codex-worker"];
+    let all = leftovers::processes(&home.path("home"));
+    let other = all.into_iter().filter(|left| !left.process.has_ended());
+    other.map(|left| left.command).filter(|command| !ours.iter().any(|name| command.contains(name))).collect()
+}
+
+fn pid_of(running: &Running) -> Process {
+    Process::open(running.id()).unwrap()
+}
+
+#[test]
+fn all_that_codex_leaves_is_ended_and_bystanders_are_not() {
+    let (_provider, home) = home_with(STAND_IN, "");
+    let bystanders = Bystanders::start();
+    let running = launch(&home);
+    assert!(others(&home).len() > n_helpers());
+    let session = session(&home, "all helpers to be seen", |session| session.n_processes > n_helpers());
+    assert_eq!((session.kind, session.endpoint.as_ref().unwrap().as_str()), (Kind::Cli, "scripted"));
+    assert!(session.memory_bytes.unwrap() > 1_000_000);
+    assert_eq!(session.last_line.as_deref(), Some("started"));
+    assert!(pid_of(&running).signal(Signal::TERM).unwrap());
+    assert_eq!(running.finish(LONG).code(), 0);
+    assert_eq!(others(&home), [""; 0]);
+    assert_eq!(sessions(&home), []);
+    bystanders.assert_alive();
+    home.stop();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn the_supervisor_ends_what_is_left_when_the_launcher_was_killed() {
+    let (_provider, home) = home_with(STAND_IN, "");
+    let bystanders = Bystanders::start();
+    let running = launch(&home);
+    let session = session(&home, "all helpers to be seen", |session| session.n_processes > n_helpers());
+    let codex = Process::open(session.pid.unwrap()).unwrap();
+    assert!(pid_of(&running).signal(Signal::KILL).unwrap());
+    running.finish(DEADLINE);
+    assert!(!codex.has_ended(), "it goes on without its launcher");
+    assert_eq!(sessions(&home).len(), 1);
+    assert!(codex.signal(Signal::TERM).unwrap());
+    until("the session to be forgotten", LONG, || sessions(&home).is_empty().then_some(()));
+    assert_eq!(others(&home), [""; 0]);
+    bystanders.assert_alive();
+    home.stop();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn a_session_is_known_to_the_next_supervisor() {
+    let (_provider, home) = home_with(STAND_IN, "");
+    let running = launch(&home);
+    let before = session(&home, "the helpers to be seen", |session| session.n_processes > n_helpers());
+    home.kill_supervisor();
+    home.start();
+    let after = session(&home, "the session", |session| session.pid == before.pid);
+    assert_eq!((&after.id, &after.endpoint, after.started_at_ms), (&before.id, &before.endpoint, before.started_at_ms));
+    // Both end at once: nobody is there to see it but the next supervisor.
+    home.wait_state("scripted", EndpointState::Running);
+    home.kill_supervisor();
+    let codex = Process::open(before.pid.unwrap()).unwrap();
+    assert!(pid_of(&running).signal(Signal::KILL).unwrap());
+    assert!(codex.signal(Signal::KILL).unwrap());
+    running.finish(DEADLINE);
+    home.start();
+    until("the session to be forgotten", LONG, || sessions(&home).is_empty().then_some(()));
+    assert_eq!(others(&home), [""; 0]);
+    home.stop();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn codex_over_its_limit_is_told() {
+    // `tail` keeps what it is to print until its input ends.
+    let script = "#!/bin/sh\n(head -c 60000000 /dev/zero; sleep 86400) | tail -c 60000000 > /dev/null &\n\
+                  echo started >&2; trap 'exit 0' TERM; while :; do sleep 0.05; done\n";
+    let (_provider, home) = home_with(script, "[codex]\nmemory_bytes_max = 33554432\n");
+    let running = launch(&home);
+    let session = session(&home, "the alert", |session| session.problem.is_some());
+    assert!(session.memory_bytes.unwrap() > 60_000_000, "{session:?}");
+    let shown = home.ctl(&["status"]).ok();
+    assert!(shown.contains("more than 32 MiB") && shown.contains("resume --last"), "{shown}");
+    assert!(pid_of(&running).signal(Signal::TERM).unwrap());
+    assert_eq!(running.finish(LONG).code(), 0);
+}
+
+#[test]
+fn the_real_codex_is_watched_and_its_words_are_heard() {
+    let provider = FakeProvider::start(
+        Script::new()
+            .key(PROVIDER_KEY)
+            .turn(When::user("Say hello."), [Step::text("Hel"), Step::hold("gate"), Step::text("lo")]),
+    );
+    let home = SandboxHome::with_provider(&provider);
+    let running = home.start_exec(&["Say hello."]);
+    provider.wait_held("gate", DEADLINE);
+    let session = session(&home, "Codex", |session| session.memory_bytes.is_some() && session.n_lines > 0);
+    let program = fs::read_link(format!("/proc/{}/exe", session.pid.unwrap())).unwrap();
+    assert!(program.ends_with("node") || program.ends_with("codex"), "{}", program.display());
+    assert!(home.ctl(&["status"]).ok().contains(session.id.as_str()));
+    provider.release("gate");
+    codex::Run::finish(running).assert_ended_well();
+    until("the session to end", DEADLINE, || sessions(&home).is_empty().then_some(()));
+}
