@@ -358,24 +358,12 @@ impl SandboxHome {
         endpoints.into_iter().filter_map(|endpoint| Process::open(endpoint.worker_pid?).ok()).collect()
     }
 
-    /// Calls a method of the supervisor.
+    /// Calls a method of the supervisor; see [`call`].
     ///
     /// # Errors
-    /// The supervisor's error; one of code 0 when it cannot be reached.
+    /// Those of [`call`].
     pub fn rpc(&self, method: &str, params: Value) -> Result<Value, RpcError> {
-        let unreachable = |error: std::io::Error| RpcError::new(0, error.to_string(), None);
-        let stream = UnixStream::connect(self.paths().control_socket()).map_err(unreachable)?;
-        stream.set_read_timeout(Some(DEADLINE)).map_err(unreachable)?;
-        stream.set_write_timeout(Some(DEADLINE)).map_err(unreachable)?;
-        let request =
-            rpc::Request { jsonrpc: rpc::JSONRPC.to_owned(), id: Some(json!(1)), method: method.to_owned(), params };
-        let line = serde_json::to_string(&request).expect("a request is JSON") + "\n";
-        (&stream).write_all(line.as_bytes()).map_err(unreachable)?;
-        let mut line = String::new();
-        BufReader::new(&stream).read_line(&mut line).map_err(unreachable)?;
-        let response: rpc::Response =
-            serde_json::from_str(&line).map_err(|error| RpcError::new(0, format!("{error} in {line:?}"), None))?;
-        response.error.map_or(Ok(response.result.unwrap_or_default()), Err)
+        call(&self.paths(), method, params)
     }
 
     /// The supervisor's status.
@@ -455,6 +443,26 @@ impl SandboxHome {
             ["config", "state", "cache", "run"].iter().flat_map(|name| leftovers::files(&self.path(name))).collect();
         assert!(litter.is_empty(), "files are left: {litter:?}");
     }
+}
+
+/// Calls a method of the supervisor whose control socket is in `paths`.
+///
+/// # Errors
+/// The supervisor's error; one of code 0 when it cannot be reached.
+pub fn call(paths: &Paths, method: &str, params: Value) -> Result<Value, RpcError> {
+    let unreachable = |error: std::io::Error| RpcError::new(0, error.to_string(), None);
+    let stream = UnixStream::connect(paths.control_socket()).map_err(unreachable)?;
+    stream.set_read_timeout(Some(DEADLINE)).map_err(unreachable)?;
+    stream.set_write_timeout(Some(DEADLINE)).map_err(unreachable)?;
+    let request =
+        rpc::Request { jsonrpc: rpc::JSONRPC.to_owned(), id: Some(json!(1)), method: method.to_owned(), params };
+    let line = serde_json::to_string(&request).expect("a request is JSON") + "\n";
+    (&stream).write_all(line.as_bytes()).map_err(unreachable)?;
+    let mut line = String::new();
+    BufReader::new(&stream).read_line(&mut line).map_err(unreachable)?;
+    let response: rpc::Response =
+        serde_json::from_str(&line).map_err(|error| RpcError::new(0, format!("{error} in {line:?}"), None))?;
+    response.error.map_or(Ok(response.result.unwrap_or_default()), Err)
 }
 
 /// Kills everything that was started with this `HOME`: nobody but the test has it.

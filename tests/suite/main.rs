@@ -12,6 +12,7 @@
 //! | `insurance` | a provider fails before its answer begins, and Codex does not notice |
 //! | `sweep` | thousands of failures, each kind at each place of an answer: no answer is broken, no call in part or twice |
 //! | `load` | many streams at once, each answer checked, and the worker no larger at the end |
+//! | `reliability` | killed, replaced, stopped, frozen, starved: nothing is refused and nothing breaks |
 //! | `sessions` | Codex under its launcher: what it leaves is ended, what it uses is watched |
 //! | `systemd` | under a real systemd: ready by notify, Codex works, a stop leaves nothing |
 //! | `edges` | who may depend on whom |
@@ -28,6 +29,7 @@ mod insurance;
 mod load;
 mod protocols;
 mod provider;
+mod reliability;
 mod sessions;
 mod standalone;
 mod survival;

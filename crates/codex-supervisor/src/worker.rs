@@ -10,7 +10,6 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use codex_control::endpoint::CredentialSource;
 use codex_control::environment::{Environment, PASSED_TO_WORKER};
 use codex_control::process::Process;
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
 
 use crate::ending;
@@ -119,13 +118,6 @@ pub(crate) fn watch(worker: WorkerId, process: &Process, mut child: Option<Child
         let _ = queue.send(Event::WorkerEnded { worker, exit }).await; // fails only when the owner has ended
     });
     Ok(())
-}
-
-/// Whether a process has ended, waited for or not.
-pub(crate) fn has_ended(process: &Process) -> bool {
-    let mut ended = [PollFd::new(process, PollFlags::IN)];
-    // An error would mean a bad descriptor, and ours is good.
-    rustix::event::poll(&mut ended, Some(&Timespec::default())).is_ok_and(|count| count > 0)
 }
 
 fn describe(status: ExitStatus, oom_kills_before: Option<u64>) -> Exit {

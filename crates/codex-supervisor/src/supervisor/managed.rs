@@ -190,7 +190,7 @@ impl Managed {
                 services.scope_problem = None;
             }
             // Nobody has to be moved any more.
-            Err(_) if worker::has_ended(&worker.process) => {}
+            Err(_) if worker.process.has_ended() => {}
             Err(error) => {
                 warn!(endpoint = %self.id, generation, worker_pid, error, "a worker has no scope of its own; it would end with us");
                 services.scope_problem = Some(error);

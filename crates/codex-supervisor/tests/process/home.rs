@@ -47,6 +47,13 @@ impl Home {
             .expect("the stand-in: `cargo build -p codex-supervisor --examples` builds it");
     }
 
+    /// Puts another file with the same program in the place of the worker's, as an upgrade does.
+    pub(crate) fn replace_worker(&self) {
+        let (present, new) = (self.programs.path().join("codex-worker"), self.programs.path().join("codex-worker.new"));
+        fs::copy(&present, &new).unwrap();
+        fs::rename(&new, &present).unwrap();
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }

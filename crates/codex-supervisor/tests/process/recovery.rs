@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::endpoint;
-use crate::home::{Home, begin, get, wait_for};
+use crate::home::{Home, Supervisor, begin, get, wait_for};
 
 #[test]
 fn workers_and_their_streams_outlive_a_killed_supervisor() {
@@ -42,6 +42,41 @@ fn workers_and_their_streams_outlive_a_killed_supervisor() {
     supervisor
         .wait_for_endpoint("a", "the next worker", |status| status["generation"] == 2 && status["state"] == "running");
     assert_eq!(supervisor.wake("a"), address);
+    supervisor.stop();
+}
+
+#[test]
+fn a_restart_that_is_asked_for_cuts_nothing_and_changes_to_other_programs() {
+    const LINES: usize = 150;
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    let address = supervisor.wake("a");
+    let worker_pid = supervisor.endpoint("a")["worker_pid"].clone();
+    let mut stream = BufReader::new(begin(address, &format!("/stream/{LINES}")).unwrap());
+    let mut line = String::new();
+    while !line.starts_with("0 of generation 1") {
+        line.clear();
+        assert!(stream.read_line(&mut line).unwrap() > 0);
+    }
+    let restart = |supervisor: Supervisor<'_>| {
+        assert_eq!(supervisor.call("daemon.restart", Value::Null), Value::Null);
+        // Another code than 0 makes a service manager start it again.
+        assert_eq!(supervisor.wait().code(), Some(75));
+    };
+    restart(supervisor);
+    let supervisor = home.start();
+    supervisor.wake("a");
+    assert_eq!(supervisor.endpoint("a")["worker_pid"], worker_pid, "the same program with the same settings goes on");
+    home.replace_worker();
+    restart(supervisor);
+    let supervisor = home.start();
+    supervisor
+        .wait_for_endpoint("a", "the next worker", |status| status["generation"] == 2 && status["state"] == "running");
+    assert_eq!(supervisor.wake("a"), address);
+    assert_eq!(supervisor.endpoint("a")["restarts_total"], 0);
+    let rest: Vec<String> = stream.lines().map(Result::unwrap).collect();
+    let expected: Vec<String> = (1..LINES).map(|line| format!("{line} of generation 1")).collect();
+    assert_eq!(rest, expected);
     supervisor.stop();
 }
 
