@@ -13,7 +13,7 @@ step() { printf '\n== %s\n' "$*"; }
 
 step "programs"
 ensure_rust
-ensure_packages cc:gcc git:git npm:npm node:nodejs flock:util-linux
+ensure_packages cc:gcc git:git npm:npm node:nodejs flock:util-linux strace:strace
 component() { cargo "$1" --version > /dev/null 2>&1 || rustup component add "$2"; }
 component fmt rustfmt
 component clippy clippy

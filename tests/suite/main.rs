@@ -15,6 +15,8 @@
 //! | `reliability` | killed, replaced, stopped, frozen, starved: nothing is refused and nothing breaks |
 //! | `sessions` | Codex under its launcher: what it leaves is ended, what it uses is watched |
 //! | `systemd` | under a real systemd: ready by notify, Codex works, a stop leaves nothing |
+//! | `transactions` | Codex's `config.toml` survives kills, failing disks and other writers at every step |
+//! | `config` | Codex works by its own file on an endpoint, and the file comes back |
 //! | `edges` | who may depend on whom |
 //! | `standalone` | (not a suite) a worker without a supervisor |
 //! | `provider` | the scripted provider is as strict, and as odd on the wire, as it claims |
@@ -22,6 +24,7 @@
 mod bad_input;
 mod carried;
 mod codex;
+mod config;
 mod edges;
 mod healing;
 mod hostile;
@@ -35,3 +38,4 @@ mod standalone;
 mod survival;
 mod sweep;
 mod systemd;
+mod transactions;

@@ -336,18 +336,30 @@ impl CodexConfig {
         self.change(Manner::Tidying, |state| state.is_suspended = true)
     }
 
-    /// Puts right what was left by whoever came before: a change that was cut off, a holder that has ended. Ends a
-    /// suspension if `resumes`.
+    /// Puts right what was left by whoever came before: a change that was cut off, a holder that has ended.
     ///
     /// # Errors
     /// [`ConfigError`].
-    pub fn recover(&self, resumes: bool) -> Result<Outcome, ConfigError> {
-        self.change(Manner::Tidying, |state| state.is_suspended &= !resumes)
+    pub fn recover(&self) -> Result<Outcome, ConfigError> {
+        self.change(Manner::Tidying, |_| {})
+    }
+
+    /// The same, and ends a suspension. `is_served` is asked when nobody else can change anything any more, so that one
+    /// who stops meanwhile has the last word.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn resume(&self, is_served: impl FnOnce() -> bool) -> Result<Outcome, ConfigError> {
+        self.change(Manner::Tidying, |state| state.is_suspended &= !is_served())
     }
 
     fn change(&self, manner: Manner, change: impl FnOnce(&mut State)) -> Result<Outcome, ConfigError> {
         let mut outcome = Outcome::default();
-        if !self.folder.exists() {
+        let is_known = self
+            .folder
+            .try_exists()
+            .map_err(|source| self.remember(FileError::Read { path: self.folder.clone(), source }))?;
+        if !is_known {
             let mut state = State::default();
             change(&mut state);
             // Nothing is known, wanted or to be seen: then nothing is written, either.

@@ -20,6 +20,8 @@
 //! | `session.attach` | a [`session::Session`] | `null` |
 //! | `session.end` | a [`session::End`] | `null` |
 //! | `session.list` | – | `[`[`session::Status`]`]` |
+//! | `config.show` | – | `[`[`ConfigStatus`]`]` |
+//! | `config.restore` | – | `[`[`ConfigStatus`]`]`, with nothing of ours in any file |
 //! | `events.subscribe` | – | `null`, then `event` notifications with an [`Event`] each |
 
 use std::net::SocketAddr;
@@ -334,6 +336,17 @@ pub struct EndpointDetail {
     pub status: EndpointStatus,
     /// As resolved; absent when that failed.
     pub endpoint: Option<Endpoint>,
+}
+
+/// A `config.toml` of Codex that was changed at some time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// The file.
+    pub path: String,
+    /// The endpoint it points Codex at; none when it is the person's own.
+    pub endpoint: Option<EndpointId>,
+    /// Sessions and people who want something to be in it.
+    pub n_holders: usize,
 }
 
 /// Something that happened.

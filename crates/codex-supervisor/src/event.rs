@@ -10,6 +10,7 @@ use codex_control::tree::Ended;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::codex_config::Tended;
 use crate::probe::ProbeError;
 use crate::worker::Exit;
 
@@ -86,6 +87,8 @@ pub(crate) enum Event {
         /// Which.
         session: SessionId,
     },
+    /// Codex's own configuration was looked after.
+    ConfigTended(Vec<Tended>),
     /// A settings file may have changed.
     SettingsTouched,
     /// Somebody asks us by a signal.

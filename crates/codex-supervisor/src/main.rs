@@ -14,6 +14,7 @@
 //! | [`worker`], [`worker_socket`], [`probe`], [`memory`] | workers: their processes, what they say, their health |
 //! | [`scope`] | workers that outlive us under systemd |
 //! | [`ending`], [`follow`] | Codex's sessions: the end of a process, what is written to a log |
+//! | [`codex_config`] | Codex's own `config.toml`, kept right |
 //! | [`control`], [`announce`] | the control socket and its events |
 //! | [`database`] | `state.db`: usage and incidents |
 //! | [`registry`], [`stopped`] | what is remembered: processes, the person's stops |
@@ -23,6 +24,7 @@ mod announce;
 mod arguments;
 mod backoff;
 mod clock;
+mod codex_config;
 mod configuration;
 mod control;
 mod daemon;

@@ -32,6 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use crate::announce::{Announcer, Line};
+use crate::codex_config::Tender;
 use crate::configuration::{Configuration, Difference, Planned, differences};
 use crate::database::Database;
 use crate::event::{Event, Farewell, Queue, Signal};
@@ -91,6 +92,7 @@ pub(crate) struct Supervisor {
     waiters: Vec<Waiter>,
     sessions: Sessions,
     memory: Memory,
+    tender: Tender,
     reload_at: Option<Instant>,
     tick_at: Instant,
     housekeeping_at: Instant,
@@ -148,6 +150,7 @@ impl Supervisor {
             waiters: Vec::new(),
             sessions: Sessions::default(),
             memory: Memory::new(),
+            tender: Tender::default(),
             reload_at: None,
             tick_at: now + TICK,
             housekeeping_at: now + HOUSEKEEPING_INTERVAL,
@@ -165,6 +168,7 @@ impl Supervisor {
         supervisor.recover(inherited, now);
         supervisor.drive_all(now);
         supervisor.settle(now);
+        supervisor.tender.look(&supervisor.services.paths, &supervisor.services.queue, true);
         supervisor
     }
 
@@ -259,6 +263,7 @@ impl Supervisor {
                     let _ = self.services.queue.try_send(Event::SessionWrote { session });
                 }
             }
+            Event::ConfigTended(tended) => self.tender.looked(tended, &mut self.services.announcer),
             Event::SettingsTouched => {
                 self.reload_at.get_or_insert(now + SETTLE);
             }
@@ -303,6 +308,9 @@ impl Supervisor {
         }
         self.look_after_sessions();
         self.sample_memory(now);
+        if !self.services.is_stopping {
+            self.tender.look(&self.services.paths, &self.services.queue, false);
+        }
     }
 
     /// Looks how much memory the workers and Codex use.
@@ -481,6 +489,7 @@ impl Supervisor {
         let extend_us = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);
         systemd::notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(extend_us)]);
         self.services.announcer.tell("daemon.stopping", None, "the supervisor ends".to_owned(), Value::Null);
+        self.tender.end(&self.services.paths, &mut self.services.announcer);
         self.drive_all(now);
     }
 

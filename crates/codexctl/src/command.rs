@@ -8,11 +8,13 @@ mod logout;
 mod logs;
 mod models;
 mod presets;
+mod restore;
 mod rpc;
 mod run;
 mod status;
 mod token;
 mod usage;
+mod use_endpoint;
 
 use std::process::ExitCode;
 
@@ -55,6 +57,8 @@ pub(crate) enum Command {
     Restart(run::RestartArguments),
     #[command(subcommand)]
     Launch(launch::Command),
+    Use(use_endpoint::Arguments),
+    Restore(restore::Arguments),
     Token(token::Arguments),
     Usage(usage::Arguments),
     Logs(logs::Arguments),
@@ -83,6 +87,8 @@ pub(crate) fn run(ctx: &Context, command: Command) -> Result<ExitCode, Failure> 
         Command::Stop(arguments) => run::stop(ctx, &arguments),
         Command::Restart(arguments) => run::restart(ctx, &arguments),
         Command::Launch(command) => return launch::run(ctx, &command),
+        Command::Use(arguments) => use_endpoint::run(ctx, &arguments),
+        Command::Restore(arguments) => restore::run(ctx, &arguments),
         Command::Token(arguments) => token::run(ctx, &arguments),
         Command::Usage(arguments) => usage::run(ctx, &arguments),
         Command::Logs(arguments) => logs::run(ctx, &arguments),

@@ -5,6 +5,7 @@
 //! | [`command`] | the command line; one file per command |
 //! | [`client`], [`daemon`], [`service`] | talking to the supervisor, waking and ending it |
 //! | [`probe`], [`http`] | trying an endpoint out, asking its worker |
+//! | [`codex_config`] | Codex's own `config.toml`, for the commands that change it |
 //! | [`key`] | where a key comes from |
 //! | [`program`] | finding other programs, running them for a moment |
 //! | [`session`] | running Codex, and ending what it leaves behind |
@@ -15,6 +16,7 @@
 //! request must not cost more than the request.
 
 mod client;
+mod codex_config;
 mod command;
 mod daemon;
 mod failure;

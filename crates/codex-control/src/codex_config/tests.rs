@@ -193,7 +193,7 @@ fn an_absent_file_is_absent_again() {
 fn nothing_is_touched_where_nothing_is_wanted() {
     let home = Home::with("broken = ");
     for _ in 0..2 {
-        assert_eq!(home.config().recover(true).unwrap(), Outcome::default());
+        assert_eq!(home.config().resume(|| true).unwrap(), Outcome::default());
         assert_eq!(home.config().restore().unwrap(), Outcome::default());
         assert_eq!(home.config().suspend().unwrap(), Outcome::default());
     }
@@ -235,7 +235,7 @@ fn an_ended_session_is_let_go() {
     home.config().hold(Holder { processes: vec![ended()], ..holder("b") }).unwrap();
     assert_eq!(home.read(), with_keys(OWN, "b"));
     assert!(home.config().needs_recovery());
-    let outcome = home.config().recover(false).unwrap();
+    let outcome = home.config().recover().unwrap();
     assert_eq!((outcome.n_holders, outcome.in_force.unwrap().id), (1, "a".to_owned()));
     assert_eq!(home.read(), with_keys(OWN, "a"));
     assert!(!home.config().needs_recovery());
@@ -247,9 +247,9 @@ fn a_stopped_supervisor_leaves_the_persons_own_file() {
     home.config().hold(holder("a")).unwrap();
     assert_eq!(home.config().suspend().unwrap().n_holders, 1);
     assert_eq!(home.read(), OWN);
-    home.config().recover(false).unwrap();
+    home.config().recover().unwrap();
     assert_eq!(home.read(), OWN);
-    home.config().recover(true).unwrap();
+    home.config().resume(|| true).unwrap();
     assert_eq!(home.read(), with_keys(OWN, "a"));
 }
 
@@ -259,7 +259,7 @@ fn what_the_person_edits_away_stays_away_until_they_ask_again() {
     home.config().hold(holder("a")).unwrap();
     let edited = home.read().replace("\"supervised\"", "\"mine\"");
     home.write(&edited);
-    home.config().recover(true).unwrap();
+    home.config().resume(|| true).unwrap();
     assert_eq!(home.read(), edited);
     home.config().hold(holder("a")).unwrap();
     assert!(home.read().contains("model_provider = \"supervised\""));
@@ -382,7 +382,7 @@ fn our_own_placeholder_is_never_taken_for_the_persons() {
     home.config().release("new").unwrap();
     assert_eq!(home.read(), "a = 1\n[tui]\n");
     let home = Home::with(&with_keys("a = 1\n[tui]\n", "old"));
-    assert!(home.config().recover(true).unwrap().has_changed);
+    assert!(home.config().resume(|| true).unwrap().has_changed);
     assert_eq!(home.read(), "a = 1\n[tui]\n");
     // Another program had read the file before we took our keys out, and has written it after.
     let home = Home::with(OWN);
@@ -391,7 +391,7 @@ fn our_own_placeholder_is_never_taken_for_the_persons() {
     home.config().release("a").unwrap();
     home.write(read + "[new]\n");
     assert!(home.config().needs_recovery());
-    home.config().recover(false).unwrap();
+    home.config().recover().unwrap();
     assert_eq!(home.read(), format!("{OWN}[new]\n"), "their model is back, too");
 }
 
@@ -477,7 +477,7 @@ fn a_kill_at_any_step_leaves_the_old_or_the_new_file() {
     let both = |home: &Home, n: usize| {
         let ours = with_keys(OWN, "a");
         assert!(home.read() == OWN || home.read() == ours, "killed at {n}: {}", home.read());
-        let outcome = home.config().recover(false).unwrap();
+        let outcome = home.config().recover().unwrap();
         let expected = if outcome.n_holders == 1 { ours } else { OWN.to_owned() };
         assert_eq!(home.read(), expected, "killed at {n}, then recovered");
         home.config().restore().unwrap();
@@ -491,7 +491,7 @@ fn a_kill_at_any_step_leaves_the_old_or_the_new_file() {
     let n_taken = killed_at_each_step(held, |config| drop(config.release("a")), both);
     // The same where there was no file, and nothing is to be left of it.
     let none = |home: &Home, n: usize| {
-        home.config().recover(false).unwrap();
+        home.config().recover().unwrap();
         home.config().restore().unwrap();
         assert!(!home.file().exists(), "killed at {n}");
     };
@@ -508,7 +508,7 @@ fn a_kill_at_any_step_leaves_the_old_or_the_new_file() {
             });
             let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(config.hold(holder("a")))));
         };
-        killed_at_each_step(cut_off, |config| drop(config.recover(false)), both);
+        killed_at_each_step(cut_off, |config| drop(config.recover()), both);
     }
     assert!(n_put > 8 && n_taken > 6 && n_made > 8 && n_gone > 6, "{n_put} {n_taken} {n_made} {n_gone}");
 }
@@ -605,7 +605,7 @@ proptest! {
                 Act::Hold(id) => config.hold(holder(id)).map(drop),
                 Act::Release(id) => config.release(id).map(drop),
                 Act::Suspend => config.suspend().map(drop),
-                Act::Recover => config.recover(true).map(drop),
+                Act::Recover => config.resume(|| true).map(drop),
             }));
             if let Ok(Err(error)) = done {
                 prop_assert!(matches!(error, ConfigError::Contended { .. }), "{error}");

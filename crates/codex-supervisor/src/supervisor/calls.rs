@@ -21,11 +21,12 @@ use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use super::{Supervisor, Waiter};
+use crate::codex_config;
 use crate::database::usage;
 use crate::event::{Call, Farewell};
 
 /// Every method, for suggestions. `events.subscribe` is answered by the control socket itself.
-const METHODS: [&str; 20] = [
+const METHODS: [&str; 22] = [
     "daemon.status",
     "daemon.reload",
     "daemon.restart",
@@ -45,6 +46,8 @@ const METHODS: [&str; 20] = [
     "session.attach",
     "session.end",
     "session.list",
+    "config.show",
+    "config.restore",
     "events.subscribe",
 ];
 
@@ -151,6 +154,15 @@ impl Supervisor {
             "session.list" => {
                 no_params(&params)?;
                 json(&self.sessions.statuses())
+            }
+            "config.show" => {
+                no_params(&params)?;
+                json(&codex_config::status(&self.services.paths))
+            }
+            "config.restore" => {
+                no_params(&params)?;
+                let restored = codex_config::restore(&self.services.paths);
+                json(&restored.map_err(|problem| RpcError::new(code::CONFLICT, problem.message, problem.hint))?)
             }
             other => {
                 let hint = match report::nearest(other, METHODS) {
