@@ -73,7 +73,8 @@ pub fn request(
     Err(io::Error::new(io::ErrorKind::InvalidData, format!("no HTTP answer: {:?}", String::from_utf8_lossy(&raw))))
 }
 
-fn parse(raw: &[u8]) -> Option<Answer> {
+/// Reads an answer that has arrived whole; `None` when it is none or a part of it is missing.
+pub fn parse(raw: &[u8]) -> Option<Answer> {
     let head_end = raw.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&raw[..head_end]).ok()?;
     let mut lines = head.lines();

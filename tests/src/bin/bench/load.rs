@@ -1,131 +1,187 @@
-//! Requests of the sizes and shapes that Codex sends, and how long their first word takes.
+//! Requests, how long their first word takes, and whether their answer is right.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use anyhow::{Context as _, ensure};
+use codex_translate::checker;
+use e2e::http;
+
+use crate::provider::Script;
 
 /// Longest wait for anything.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(20);
 /// Read at once.
 const READ_BYTES: usize = 16 * 1024;
+/// What ends a chunked body.
+const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
+/// Requests that an open loop has under way at most; one that finds no client free counts as late.
+const OPEN_LOOP_CLIENTS: usize = 32;
 
-/// What an answer looks like.
-pub(crate) enum Shape {
+/// What a server speaks.
+#[derive(Clone, Copy)]
+enum Shape {
     /// Chat Completions.
     Chat,
     /// Responses.
     Responses,
 }
 
-impl Shape {
-    /// What stands in the first event with text, and what in the last event.
-    fn marks(&self) -> (&'static [u8], &'static [u8]) {
-        match self {
-            Self::Chat => (b"\"content\":\"", b"[DONE]"),
-            Self::Responses => (b"response.output_text.delta", b"\"type\":\"response.completed\""),
-        }
-    }
-}
-
-/// A request, ready to be sent again and again.
+/// A request, ready to be sent again and again, and the answer it must get.
 pub(crate) struct Route {
     address: SocketAddr,
     bytes: Vec<u8>,
+    shape: Shape,
+    script: Script,
 }
 
 impl Route {
-    /// To a provider.
-    pub(crate) fn chat(address: SocketAddr, body: &[u8]) -> Self {
-        Self::new(address, "/v1/chat/completions", "none", body)
+    /// To a provider, or to what stands before it.
+    pub(crate) fn chat(address: SocketAddr, script: Script, body: &[u8]) -> Self {
+        Self::new(address, "/v1/chat/completions", "none", body, Shape::Chat, script)
     }
 
     /// To a worker.
-    pub(crate) fn responses(address: SocketAddr, token: &str, body: &[u8]) -> Self {
-        Self::new(address, "/v1/responses", token, body)
+    pub(crate) fn responses(address: SocketAddr, token: &str, script: Script, body: &[u8]) -> Self {
+        Self::new(address, "/v1/responses", token, body, Shape::Responses, script)
     }
 
-    fn new(address: SocketAddr, path: &str, token: &str, body: &[u8]) -> Self {
+    fn new(address: SocketAddr, path: &str, token: &str, body: &[u8], shape: Shape, script: Script) -> Self {
         let head = format!(
             "POST {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\naccept: text/event-stream\r\ncontent-type: application/json\r\nuser-agent: bench\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
-        Self { address, bytes: [head.as_bytes(), body].concat() }
+        Self { address, bytes: [head.as_bytes(), body].concat(), shape, script }
     }
 
-    /// Sends it on a connection of its own, as Codex does; gives the time from connecting to the first delta.
-    pub(crate) fn send(&self, shape: &Shape) -> anyhow::Result<Duration> {
-        let (first, last) = shape.marks();
+    /// Sends it on a connection of its own, as Codex does, and checks the whole answer; gives the time from connecting
+    /// to the first delta.
+    pub(crate) fn send(&self) -> anyhow::Result<Duration> {
         let begin = Instant::now();
+        let (mut stream, mut answer) = self.first_delta()?;
+        let elapsed = begin.elapsed();
+        while !answer.ends_with(LAST_CHUNK) {
+            read(&mut stream, &mut answer)?;
+        }
+        drop(stream);
+        self.check(&answer)?;
+        Ok(elapsed)
+    }
+
+    /// Sends it and reads up to the first delta.
+    pub(crate) fn hold(&self) -> anyhow::Result<TcpStream> {
+        Ok(self.first_delta()?.0)
+    }
+
+    fn first_delta(&self) -> anyhow::Result<(TcpStream, Vec<u8>)> {
+        let mark: &[u8] = match self.shape {
+            Shape::Chat => b"\"content\":\"",
+            Shape::Responses => b"response.output_text.delta",
+        };
         let mut stream = TcpStream::connect_timeout(&self.address, DEADLINE)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_write_timeout(Some(DEADLINE))?;
         stream.write_all(&self.bytes)?;
         let mut answer = Vec::with_capacity(READ_BYTES);
-        read_until(&mut stream, &mut answer, first)?;
-        let elapsed = begin.elapsed();
-        read_until(&mut stream, &mut answer, last)?;
-        Ok(elapsed)
+        while !answer.windows(mark.len()).any(|window| window == mark) {
+            read(&mut stream, &mut answer)?;
+        }
+        Ok((stream, answer))
+    }
+
+    fn check(&self, answer: &[u8]) -> anyhow::Result<()> {
+        let answer = http::parse(answer).context("no HTTP answer")?;
+        ensure!(answer.status == 200, "HTTP {}: {}", answer.status, answer.text());
+        match self.shape {
+            Shape::Chat => {
+                let n_deltas = answer.body.windows(11).filter(|window| window == b"\"content\":\"").count();
+                ensure!(n_deltas == self.script.deltas(), "{n_deltas} deltas instead of {}", self.script.deltas());
+                ensure!(answer.body.ends_with(b"data: [DONE]\n\n"), "the answer is cut off");
+            }
+            Shape::Responses => {
+                let transcript = checker::check(&answer.body).map_err(anyhow::Error::msg)?;
+                ensure!(transcript.text == self.script.text(), "the text is another one: {:.200}", transcript.text);
+                let status = transcript.terminal.map(|terminal| terminal.status);
+                ensure!(status.as_deref() == Some("completed"), "the answer ended with {status:?}");
+            }
+        }
+        Ok(())
     }
 }
 
-fn read_until(stream: &mut TcpStream, answer: &mut Vec<u8>, mark: &[u8]) -> anyhow::Result<()> {
+fn read(stream: &mut TcpStream, answer: &mut Vec<u8>) -> anyhow::Result<()> {
     let mut buffer = [0; READ_BYTES];
-    while !answer.windows(mark.len()).any(|window| window == mark) {
-        let read = stream.read(&mut buffer)?;
-        if read == 0 {
-            let error = io::Error::from(io::ErrorKind::UnexpectedEof);
-            return Err(
-                anyhow::Error::new(error).context(format!("the answer was {:?}", String::from_utf8_lossy(answer)))
-            );
-        }
-        answer.extend_from_slice(&buffer[..read]);
+    let read = stream.read(&mut buffer)?;
+    if read == 0 {
+        let error = anyhow::Error::new(io::Error::from(io::ErrorKind::UnexpectedEof));
+        return Err(error.context(format!("the answer was {:.500}", String::from_utf8_lossy(answer))));
     }
+    answer.extend_from_slice(&buffer[..read]);
     Ok(())
 }
 
-/// The body of a request of Codex with about so many bytes: instructions, tools, and a history of shell calls.
-pub(crate) fn body(bytes: usize) -> Vec<u8> {
-    let message = |role: &str, kind: &str, text: &str| json!({ "type": "message", "role": role, "content": [{ "type": kind, "text": text }] });
-    let mut request = json!({
-        "model": "scripted",
-        "input": [
-            message("developer", "input_text", "You are a coding agent. Work in small steps, look before you change, and say what you did."),
-            message("user", "input_text", "<environment_context>\n  <cwd>/home/dev/project</cwd>\n  <shell>bash</shell>\n</environment_context>"),
-            message("user", "input_text", "Find out why the build fails, and mend it."),
-        ],
-        "tools": [
-            { "type": "function", "name": "exec_command", "description": "Runs a command.", "strict": false, "parameters": {
-                "type": "object", "properties": { "cmd": { "type": "string" }, "workdir": { "type": "string" } }, "required": ["cmd"], "additionalProperties": false,
-            } },
-            { "type": "custom", "name": "apply_patch", "description": "Changes files.", "format": { "type": "grammar", "syntax": "lark", "definition": "start: begin_patch hunk+ end_patch" } },
-        ],
-        "tool_choice": "auto", "parallel_tool_calls": true, "reasoning": { "summary": "auto" }, "store": false, "stream": true,
-        "include": ["reasoning.encrypted_content"], "prompt_cache_key": "01a20229-8a8b-7871-ade4-da909933d21f",
-    });
-    let mut size = request.to_string().len();
-    let mut turn = 0;
-    while size < bytes {
-        turn += 1;
-        let lines: Vec<String> = (0..20)
-            .map(|line| format!("src/module_{turn}.rs:{line}: let value = \"compute\\t({turn}, {line})\";\n"))
-            .collect();
-        let output = lines.concat();
-        let left = bytes.saturating_sub(size).clamp(1, output.len());
-        let items = [
-            message("assistant", "output_text", "I look at the next file."),
-            json!({ "type": "function_call", "id": format!("fc_{turn}"), "call_id": format!("call_{turn}"), "name": "exec_command", "arguments": format!("{{\"cmd\":\"grep -n value src/module_{turn}.rs\"}}") }),
-            json!({ "type": "function_call_output", "call_id": format!("call_{turn}"), "output": output[..left] }),
-        ];
-        size += items.iter().map(|item| item.to_string().len() + 1).sum::<usize>();
-        request["input"].as_array_mut().expect("`input` was just made").extend(items);
+/// Times of many requests, every one kept: a percentile is exact.
+#[derive(Default)]
+pub(crate) struct Times(Vec<Duration>);
+
+impl Times {
+    pub(crate) fn add(&mut self, time: Duration) {
+        self.0.push(time);
     }
-    Value::to_string(&request).into_bytes()
+
+    /// The time that `percent` of all do not exceed.
+    pub(crate) fn percentile(&mut self, percent: usize) -> Duration {
+        self.0.sort_unstable();
+        let place = (self.0.len() * percent / 100).min(self.0.len().saturating_sub(1));
+        self.0.get(place).copied().unwrap_or_default()
+    }
 }
 
-/// The time that `percent` of `times` do not exceed.
-pub(crate) fn percentile(times: &mut [Duration], percent: usize) -> Duration {
-    times.sort_unstable();
-    times[(times.len() * percent / 100).min(times.len() - 1)]
+/// A closed loop: `n_clients` send one request after the other until all `count` are answered.
+pub(crate) fn closed_loop(route: &Route, n_clients: usize, count: u32) -> anyhow::Result<()> {
+    run(n_clients, count, |_| route.send().map(drop))
+}
+
+/// An open loop: requests are sent at a fixed rate whatever has become of those before, and each is timed from the
+/// moment it was due, so that a stall is felt by all that should have been sent meanwhile.
+pub(crate) fn open_loop(route: &Route, rate_per_s: u32, count: u32, times: &mut Times) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    let all = Mutex::new(times);
+    run(OPEN_LOOP_CLIENTS, count, |number| {
+        let due = begin + Duration::from_secs(1) * number / rate_per_s;
+        sleep_until(due);
+        let late = due.elapsed();
+        let time = route.send()?;
+        all.lock().expect("nothing panics while it is held").add(late + time);
+        Ok(())
+    })
+}
+
+/// Waits for a moment, for load that keeps a rate.
+#[expect(clippy::disallowed_methods, reason = "a rate is made of moments; there is no condition to wait for")]
+pub(crate) fn sleep_until(due: Instant) {
+    thread::sleep(due.saturating_duration_since(Instant::now()));
+}
+
+/// Has `n_clients` take the numbers from 0 to `count`; ends with the first error.
+fn run(n_clients: usize, count: u32, send: impl Fn(u32) -> anyhow::Result<()> + Sync) -> anyhow::Result<()> {
+    let next = AtomicU32::new(0);
+    let client = || -> anyhow::Result<()> {
+        loop {
+            let number = next.fetch_add(1, Relaxed);
+            if number >= count {
+                return Ok(());
+            }
+            send(number).inspect_err(|_| next.store(count, Relaxed))?;
+        }
+    };
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..n_clients).map(|_| scope.spawn(client)).collect();
+        clients.into_iter().try_for_each(|client| client.join().expect("a client does not panic"))
+    })
 }

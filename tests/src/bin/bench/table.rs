@@ -3,46 +3,75 @@
 use std::fmt;
 use std::time::Duration;
 
-/// One line.
-pub(crate) struct Row([String; 7]);
+/// One line: figures of one unit, and what ours should be.
+pub(crate) struct Row {
+    what: String,
+    decimals: usize,
+    direct: Option<f64>,
+    relay: Option<f64>,
+    ours: f64,
+    /// Whether what counts is the time above the direct route's.
+    is_added: bool,
+    target: Option<Target>,
+}
 
-const HEADINGS: [&str; 7] = ["", "direct", "pass-through", "ours", "added", "added / pass-through's", "target"];
+#[derive(Clone, Copy)]
+enum Target {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+const HEADINGS: [&str; 8] = ["", "direct", "pass-through", "ours", "added", "ratio", "target", ""];
 
 impl Row {
-    pub(crate) fn new(what: &str) -> Self {
-        let mut row = Self(Default::default());
-        what.clone_into(&mut row.0[0]);
-        row
+    /// The worker's or the supervisor's figure, shown with so many decimals.
+    pub(crate) fn new(what: impl Into<String>, decimals: usize, ours: f64) -> Self {
+        Self { what: what.into(), decimals, direct: None, relay: None, ours, is_added: false, target: None }
     }
 
-    pub(crate) fn direct(self, value: String) -> Self {
-        self.with(1, value)
-    }
-
-    pub(crate) fn relay(self, value: String) -> Self {
-        self.with(2, value)
-    }
-
-    pub(crate) fn worker(self, value: String) -> Self {
-        self.with(3, value)
-    }
-
-    /// What the worker adds to the direct route, and how that compares with what the pass-through adds.
-    pub(crate) fn added(self, direct: Duration, relay: Duration, worker: Duration) -> Self {
-        let [ours, floor] = [worker, relay].map(|time| (time.as_secs_f64() - direct.as_secs_f64()) * 1e6);
-        let ratio = if floor > 0.0 { format!("{:.2}", ours / floor) } else { "–".to_owned() };
-        self.with(4, format!("{ours:.0}")).with(5, ratio)
-    }
-
-    /// The goal: of what is added where that is shown, else of the worker's figure.
-    pub(crate) fn target(self, value: &str) -> Self {
-        let value = if value.is_empty() { String::new() } else { format!("≤ {value}") };
-        self.with(6, value)
-    }
-
-    fn with(mut self, place: usize, value: String) -> Self {
-        self.0[place] = value;
+    /// Beside that of the pass-through.
+    pub(crate) fn beside(mut self, relay: f64) -> Self {
+        self.relay = Some(relay);
         self
+    }
+
+    /// Beside those of both floors; what is added to the direct route is what counts.
+    pub(crate) fn above(mut self, direct: f64, relay: f64) -> Self {
+        self.direct = Some(direct);
+        self.is_added = true;
+        self.beside(relay)
+    }
+
+    pub(crate) fn at_most(mut self, target: f64) -> Self {
+        self.target = Some(Target::AtMost(target));
+        self
+    }
+
+    pub(crate) fn at_least(mut self, target: f64) -> Self {
+        self.target = Some(Target::AtLeast(target));
+        self
+    }
+
+    fn cells(&self) -> [String; 8] {
+        let show = |value: f64| format!("{value:.*}", self.decimals);
+        let base = self.direct.filter(|_| self.is_added).unwrap_or(0.0);
+        let counts = self.ours - base;
+        let ratio = self.relay.map(|relay| relay - base).filter(|floor| *floor > 0.0).map(|floor| counts / floor);
+        let (target, is_reached) = match self.target {
+            None => (String::new(), None),
+            Some(Target::AtMost(most)) => (format!("≤ {most}"), Some(counts <= most)),
+            Some(Target::AtLeast(least)) => (format!("≥ {least}"), Some(counts >= least)),
+        };
+        [
+            self.what.clone(),
+            self.direct.map(show).unwrap_or_default(),
+            self.relay.map(show).unwrap_or_default(),
+            show(self.ours),
+            if self.is_added { show(counts) } else { String::new() },
+            ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default(),
+            target,
+            is_reached.map_or("", |is_reached| if is_reached { "reached" } else { "MISSED" }).to_owned(),
+        ]
     }
 }
 
@@ -58,13 +87,11 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let headings = Row(HEADINGS.map(str::to_owned));
-        let rows: Vec<&Row> = std::iter::once(&headings).chain(&self.0).collect();
-        let widths: Vec<usize> = (0..HEADINGS.len())
-            .map(|column| rows.iter().map(|row| row.0[column].chars().count()).max().unwrap_or(0))
-            .collect();
+        let rows: Vec<_> = std::iter::once(HEADINGS.map(str::to_owned)).chain(self.0.iter().map(Row::cells)).collect();
+        let widths: [usize; HEADINGS.len()] =
+            std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
         for row in rows {
-            let cells = row.0.iter().zip(&widths).enumerate();
+            let cells = row.iter().zip(widths).enumerate();
             let cells: Vec<String> = cells
                 .map(
                     |(column, (cell, width))| {
@@ -78,15 +105,15 @@ impl fmt::Display for Table {
     }
 }
 
-pub(crate) fn us(time: Duration) -> String {
-    format!("{:.0}", time.as_secs_f64() * 1e6)
+pub(crate) fn us(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
 }
 
-pub(crate) fn ms(time: Duration) -> String {
-    format!("{:.1}", time.as_secs_f64() * 1e3)
+pub(crate) fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
-pub(crate) fn mib(bytes: u64) -> String {
-    format!("{:.1}", bytes as f64 / (1024.0 * 1024.0))
+pub(crate) fn mib(bytes: u64) -> f64 {
+    bytes as f64 / (1024.0 * 1024.0)
 }
