@@ -3,9 +3,10 @@
 use std::io::Write;
 use std::sync::Mutex;
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::{FmtSpan, Format};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::Format;
 use tracing_subscriber::fmt::writer::{BoxMakeWriter, MakeWriterExt};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::environment::{self, Environment};
@@ -33,19 +34,17 @@ pub const FIELDS: [&str; 13] = [
 pub fn start(environment: &Environment, file: Option<Box<dyn Write + Send>>) {
     let filter = environment
         .get_str(environment::LOG)
-        .and_then(|text| EnvFilter::try_new(text).ok())
-        .unwrap_or_else(|| EnvFilter::new("info"));
+        .and_then(|text| text.parse::<Targets>().ok())
+        .unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     let writer = match file {
         Some(file) => BoxMakeWriter::new(std::io::stderr.and(Mutex::new(file))),
         None => BoxMakeWriter::new(std::io::stderr),
     };
-    let subscriber = tracing_subscriber::fmt()
+    let lines = tracing_subscriber::fmt::layer()
         .event_format(Format::default().with_target(false).compact())
         .with_ansi(false)
-        .with_span_events(FmtSpan::NONE)
-        .with_env_filter(filter)
-        .with_writer(writer)
-        .finish();
+        .with_writer(writer);
+    let subscriber = tracing_subscriber::registry().with(filter).with(lines);
     // A second call (tests in one process) keeps the first subscriber.
     let _ = subscriber.try_init();
 }

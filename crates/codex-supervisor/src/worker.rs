@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use codex_control::endpoint::CredentialSource;
-use codex_control::environment::{Environment, PASSED_TO_WORKER};
+use codex_control::environment::{Environment, PASSED_TO_WORKER, WORKER_ALLOCATOR};
 use codex_control::process::Process;
 use rustix::process::Signal;
 
@@ -65,7 +65,8 @@ pub(crate) fn start(launch: &Launch<'_>) -> io::Result<(Child, Process)> {
         .stdout(log.try_clone()?)
         .stderr(log)
         .process_group(0)
-        .env_clear();
+        .env_clear()
+        .envs(WORKER_ALLOCATOR);
     let credential = match launch.credential {
         CredentialSource::Env(name) => Some(name.as_str()),
         CredentialSource::None | CredentialSource::Store | CredentialSource::File(_) | CredentialSource::Command(_) => {
@@ -187,7 +188,11 @@ mod tests {
         let script = "echo \"$@\"; env | grep -vE '^(PWD|SHLVL|OLDPWD|_)=' | sort >&2; test -S /dev/stdin && echo socket; exit 3";
         let (log, exit) = run(script, &environment).await;
         let arguments = "--endpoint-id zai --generation 4 --supervisor /run/worker.sock";
-        assert_eq!(log, format!("{arguments}\nHOME=/h\nMY_KEY=k\nPATH=/usr/bin:/bin\nsocket\n"));
+        let given = [("HOME", "/h"), ("MY_KEY", "k"), ("PATH", "/usr/bin:/bin")];
+        let mut lines: Vec<String> =
+            given.iter().chain(&WORKER_ALLOCATOR).map(|(name, value)| format!("{name}={value}\n")).collect();
+        lines.sort();
+        assert_eq!(log, format!("{arguments}\n{}socket\n", lines.concat()));
         assert_eq!(exit, Exit { text: "exit code 3".to_owned(), end: End::Itself });
     }
 

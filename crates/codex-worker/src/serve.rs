@@ -153,15 +153,17 @@ async fn connection(worker: Arc<Worker>, door: &Door, stream: TcpStream, drain: 
     let service = service_fn(|request| {
         let (worker, drain) = (Arc::clone(&worker), drain.clone());
         let visitor = &visitor;
-        async move { Ok::<_, Infallible>(route::answer(&worker, visitor, request, drain).await) }
+        // hyper keeps the room of this future as long as the connection lives: a box is gone with the head of the answer.
+        Box::pin(async move { Ok::<_, Infallible>(route::answer(&worker, visitor, request, drain).await) })
     });
-    let connection = http1::Builder::new()
+    let mut builder = http1::Builder::new();
+    builder
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_headers(HEADERS_MAX)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
+        .max_buf_size(HEAD_BYTES_MAX);
+    // Pinned where it is made: a name of its own before that would be room for a second one in each connection's task.
+    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = &mut connection => ended,
         () = drain.begun() => {

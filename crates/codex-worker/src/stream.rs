@@ -5,7 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,11 +13,12 @@ use codex_translate::native::Sniffer;
 use codex_translate::reply::{EndCause, Progress, Reply};
 use codex_translate::{Failure, Summary};
 use http_body_util::BodyExt;
-use hyper::body::{Body as HttpBody, Incoming};
+use hyper::body::Body as HttpBody;
 use tokio::time::{Instant, Sleep};
 
 use crate::serve::Drain;
 use crate::turn::{self, Begun, Desk, Ended as TurnEnded, Exchange};
+use crate::upstream::Answer;
 use crate::worker::Worker;
 use crate::{answer, upstream};
 
@@ -27,6 +28,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const WRITE_BYTES_MAX: usize = 64 * 1024;
 /// Time for the last bytes of a finished upstream answer, so that its connection can be used again.
 const TAIL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pieces of it that are read without waiting: a usage or two, the end marker, the end of the body.
+const TAIL_FRAMES_AT_ONCE: usize = 8;
 
 /// How upstream bytes become downstream bytes.
 pub(crate) enum Relay {
@@ -86,7 +89,7 @@ enum State {
     /// The stream is open, the provider has not begun to answer.
     Waiting(Exchange),
     /// The answer flows.
-    Flowing(Relay, Incoming),
+    Flowing(Relay, Answer),
     /// The terminal event is written.
     Ended,
 }
@@ -133,6 +136,8 @@ impl TurnStream {
         if self.drain.has_begun() && !matches!(self.state, State::Ended) && self.expired.as_mut().poll(ctx).is_ready() {
             self.end(EndCause::Failed(turn::being_replaced()), &mut out);
         }
+        // The clock is read once, not for each event.
+        let mut is_active = false;
         while out.len() < WRITE_BYTES_MAX {
             let polled = match &mut self.state {
                 State::Waiting(_) => self.poll_exchange(ctx, &mut out),
@@ -142,6 +147,11 @@ impl TurnStream {
             if polled.is_pending() {
                 break;
             }
+            is_active = true;
+        }
+        if is_active {
+            self.active_at = Instant::now();
+            self.keepalive_at = self.active_at + KEEPALIVE_INTERVAL;
         }
         if out.is_empty() {
             self.poll_clock(ctx, &mut out);
@@ -159,7 +169,6 @@ impl TurnStream {
         match std::task::ready!(polled) {
             Ok(Begun { relay, upstream }) => {
                 self.desk.lock().account.first_event();
-                self.is_active();
                 self.state = State::Flowing(relay, upstream);
             }
             Err(TurnEnded::Failed(failure)) => self.fail(&failure, out),
@@ -175,7 +184,6 @@ impl TurnStream {
             Some(Ok(frame)) => {
                 let Ok(data) = frame.into_data() else { return Poll::Ready(()) };
                 let progress = relay.feed(&data, out);
-                self.is_active();
                 if !progress.finished {
                     return Poll::Ready(());
                 }
@@ -186,11 +194,6 @@ impl TurnStream {
         };
         self.end(cause, out);
         Poll::Ready(())
-    }
-
-    fn is_active(&mut self) {
-        self.active_at = Instant::now();
-        self.keepalive_at = self.active_at + KEEPALIVE_INTERVAL;
     }
 
     /// Keepalives, the idle limit and the end of this worker, all looked at only while the provider is silent.
@@ -262,10 +265,15 @@ impl TurnStream {
     }
 }
 
-/// Reads what follows the last event (normally the end marker alone), so that the connection goes back to the pool.
-pub(crate) fn read_tail(mut upstream: Incoming) {
-    if upstream.is_end_stream() {
-        return;
+/// Reads what follows the last event (normally the end marker alone), so that the connection can be used again.
+pub(crate) fn read_tail(mut upstream: Answer) {
+    // The end of the body nearly always came with the last event.
+    for _ in 0..TAIL_FRAMES_AT_ONCE {
+        match Pin::new(&mut upstream).poll_frame(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Some(Ok(_))) => {}
+            Poll::Ready(None | Some(Err(_))) => return,
+            Poll::Pending => break,
+        }
     }
     tokio::spawn(tokio::time::timeout(TAIL_TIMEOUT, async move { while let Some(Ok(_)) = upstream.frame().await {} }));
 }

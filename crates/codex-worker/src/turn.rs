@@ -36,6 +36,7 @@ use crate::answer::{self, Body, Telling};
 use crate::models::UnknownModel;
 use crate::serve::Drain;
 use crate::stream::{Relay, TurnStream, read_tail};
+use crate::upstream::Answer;
 use crate::worker::{Worker, now_unix_ms};
 use crate::{body, target, upstream};
 
@@ -304,7 +305,7 @@ pub(crate) type Exchange = std::pin::Pin<Box<dyn Future<Output = Result<Begun, E
 /// An answer that has begun well; what was written of it lies on the desk.
 pub(crate) struct Begun {
     pub(crate) relay: Relay,
-    pub(crate) upstream: Incoming,
+    pub(crate) upstream: Answer,
 }
 
 /// Why there is no answer.

@@ -1,7 +1,11 @@
-//! Connections to the provider: pooled, over TLS where the URL says so, `TCP_NODELAY` set, redirects never followed.
+//! Requests to the provider: over kept connections, over TLS where the URL says so, `TCP_NODELAY` set, redirects never
+//! followed.
 
-use std::error::Error as _;
+mod connections;
+
+use std::error::Error as StdError;
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,17 +15,13 @@ use codex_control::{Secret, redact};
 use codex_translate::{Call, Failure, FailureClass};
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::{self, Client};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::OnceCell;
 
-/// Idle connections kept to the provider: a Codex session has a few requests at once.
-const IDLE_CONNECTIONS_MAX: usize = 16;
-/// How long an idle connection is kept: below what load balancers commonly allow (60 s and more).
-const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(50);
+pub(crate) use self::connections::Answer;
+use self::connections::{Connections, Connector, SendError};
+
 /// Largest error body that is read.
 const ERROR_BODY_BYTES_MAX: usize = 256 * 1024;
 /// Time for an error body to arrive.
@@ -35,12 +35,7 @@ pub(crate) struct Upstream {
     auth: AuthKind,
     headers: Vec<(HeaderName, HeaderValue)>,
     connect_timeout: Duration,
-    client: OnceCell<AnyClient>,
-}
-
-enum AnyClient {
-    Plain(Client<HttpConnector, Full<Bytes>>),
-    Tls(Client<HttpsConnector<HttpConnector>, Full<Bytes>>),
+    connections: OnceCell<Arc<Connections>>,
 }
 
 impl Upstream {
@@ -61,7 +56,7 @@ impl Upstream {
             auth: endpoint.auth,
             headers,
             connect_timeout: Duration::from_secs(endpoint.limits.connect_timeout_s),
-            client: OnceCell::new(),
+            connections: OnceCell::new(),
         }
     }
 
@@ -74,7 +69,7 @@ impl Upstream {
         call: &Call,
         body: Bytes,
         key: Option<&Secret>,
-    ) -> Result<Response<Incoming>, Failure> {
+    ) -> Result<Response<Answer>, Failure> {
         let mut request = self.request(Method::POST, &call.path, call.query.as_deref(), key)?;
         let headers = request.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -89,7 +84,7 @@ impl Upstream {
     }
 
     /// Asks for `path` below the base URL.
-    pub(crate) async fn get(&self, path: &str, key: Option<&Secret>) -> Result<Response<Incoming>, Failure> {
+    pub(crate) async fn get(&self, path: &str, key: Option<&Secret>) -> Result<Response<Answer>, Failure> {
         let mut request = self.request(Method::GET, path, None, key)?;
         request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         self.send(request).await
@@ -132,59 +127,68 @@ impl Upstream {
         Ok(request)
     }
 
-    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failure> {
-        let client = self.client.get_or_try_init(|| self.connect()).await?;
-        let answer = match client {
-            AnyClient::Plain(client) => client.request(request).await,
-            AnyClient::Tls(client) => client.request(request).await,
-        };
-        answer.map_err(|error| self.unreachable(&error))
+    async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Answer>, Failure> {
+        let connections = self.connections.get_or_try_init(|| self.prepared()).await?;
+        let uri = std::mem::take(request.uri_mut());
+        *request.uri_mut() = uri.path_and_query().cloned().map(Uri::from).unwrap_or_default();
+        if let Some(host) = host(&uri) {
+            request.headers_mut().insert(header::HOST, host);
+        }
+        connections.send(&uri, request).await.map_err(|error| self.unreachable(&error))
     }
 
-    /// Prepares the client ahead of the first request, so that it does not wait for certificates to be read.
+    /// Gets ready ahead of the first request, so that it does not wait for certificates to be read.
     pub(crate) async fn prepare(&self) {
         // A failure is told to the request that needs it.
-        let _ = self.client.get_or_try_init(|| self.connect()).await;
+        let _ = self.connections.get_or_try_init(|| self.prepared()).await;
     }
 
-    async fn connect(&self) -> Result<AnyClient, Failure> {
+    async fn prepared(&self) -> Result<Arc<Connections>, Failure> {
         let mut http = HttpConnector::new();
         http.set_nodelay(true);
         http.set_connect_timeout(Some(self.connect_timeout));
         http.set_keepalive(Some(Duration::from_mins(1)));
-        let mut builder = Client::builder(TokioExecutor::new());
-        builder
-            .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new());
         if self.base_url.starts_with("http://") {
-            return Ok(AnyClient::Plain(builder.build(http)));
+            return Ok(Connections::new(Connector::Plain(http)));
         }
         http.enforce_http(false);
         let config = tokio::task::spawn_blocking(tls_config).await.map_err(|error| network(&error.to_string()))??;
         let https =
             HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1().wrap_connector(http);
-        Ok(AnyClient::Tls(builder.build(https)))
+        Ok(Connections::new(Connector::Tls(https)))
     }
 
-    fn unreachable(&self, error: &legacy::Error) -> Failure {
+    fn unreachable(&self, error: &SendError) -> Failure {
+        let (what, error): (_, &(dyn StdError + 'static)) = match error {
+            SendError::Connect(error) => ("cannot be reached", &**error),
+            SendError::Broken(error) => ("closed the connection", error),
+        };
         let mut causes = String::new();
-        let mut source = error.source();
-        while let Some(cause) = source {
+        let mut next = Some(error);
+        while let Some(cause) = next {
             let text = cause.to_string();
             if !causes.contains(&text) {
                 let _ = write!(causes, ": {text}");
             }
-            source = cause.source();
+            next = cause.source();
         }
-        let what = if error.is_connect() { "cannot be reached" } else { "closed the connection" };
         network(&format!("the provider at {} {what}{causes}", self.base_url))
     }
 }
 
+/// The `Host` of a request: with its port, unless it is that of the scheme.
+fn host(uri: &Uri) -> Option<HeaderValue> {
+    let host = uri.host()?;
+    let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    let host = match uri.port_u16() {
+        Some(port) if port != default => HeaderValue::try_from(format!("{host}:{port}")),
+        _ => HeaderValue::try_from(host),
+    };
+    host.ok()
+}
+
 /// Reads the body of an error answer, as much of it as is of use.
-pub(crate) async fn error_body(body: Incoming) -> Bytes {
+pub(crate) async fn error_body(body: Answer) -> Bytes {
     let limited = Limited::new(body, ERROR_BODY_BYTES_MAX).collect();
     match tokio::time::timeout(ERROR_BODY_TIMEOUT, limited).await {
         Ok(Ok(body)) => body.to_bytes(),

@@ -3,6 +3,7 @@
 use std::net::TcpStream;
 use std::time::Duration;
 
+use codex_control::environment::WORKER_ALLOCATOR;
 use e2e::home::{SandboxHome, binary, scripted_endpoint};
 use e2e::http;
 use e2e::until::until;
@@ -65,7 +66,7 @@ pub(crate) fn measure(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
     let mut command = home.command(binary("codex-worker"));
     // The lines of its log are written as always, to where a supervisor's log goes.
     let log = std::fs::File::create(home.path("logs/worker.err"))?;
-    command.arg("--endpoint").arg(home.paths().settings()).stderr(log);
+    command.arg("--endpoint").arg(home.paths().settings()).envs(WORKER_ALLOCATOR).stderr(log);
     let worker = Server::start(command)?;
     let token = until("the worker's token", DEADLINE, || {
         http::request(worker.address, "GET", "/health", &[], b"").ok()?;
@@ -227,6 +228,16 @@ impl Stage {
         let streams: Vec<TcpStream> = (0..count).map(|_| routes.ours.hold()).collect::<anyhow::Result<_>>()?;
         let grown = mib(self.worker.memory_bytes()?.saturating_sub(before));
         drop(streams);
+        until("the end of the streams", DEADLINE, || {
+            let bearer = format!("Bearer {}", self.token);
+            let headers = [("authorization", bearer.as_str())];
+            let metrics = http::request(self.worker.address, "GET", "/metrics", &headers, b"").ok()?.text();
+            // The one that asks is open.
+            metrics
+                .lines()
+                .any(|line| line.starts_with("worker_connections_open{") && line.ends_with(" 1"))
+                .then_some(())
+        });
         let what = "worker, memory of 1000 open streams (MiB)";
         table.add(Row::new(what, 1, grown * 1_000.0 / f64::from(count)).at_most(30.0));
         Ok(())

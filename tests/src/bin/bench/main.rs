@@ -28,7 +28,7 @@ mod table;
 use std::net::SocketAddr;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use codex_control::descriptors;
 
 use crate::table::Table;
 
@@ -66,8 +66,7 @@ fn main() -> anyhow::Result<()> {
         Some(Part::Relay { to }) => relay::run(to),
         None => {
             // The streams that are held open need a descriptor each, here and at the provider.
-            let limit = getrlimit(Resource::Nofile);
-            setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?;
+            descriptors::raise_limit();
             let effort = Effort { divisor: if options.short { 10 } else { 1 }, only: options.only };
             let mut table = Table::default();
             let measured = answers::measure(effort, &mut table).and_then(|()| control::measure(effort, &mut table));
