@@ -373,3 +373,93 @@ fn a_second_supervisor() {
     assert_fails(&home.run(second), 1, &[&pid]);
     assert_eq!(home.status().pid.to_string(), pid);
 }
+
+/// What the doctor's round trip asks for.
+fn with_round_trip(script: Script) -> Script {
+    script
+        .always(When::user("Call the tool `read_checkword`"), [Step::call("read_checkword", json!({}))])
+        .always(When::tool("heliotrope"), [Step::text("heliotrope")])
+}
+
+#[test]
+fn the_doctor_finds_nothing_where_all_is_well() {
+    for script in [Script::new(), Script::anthropic(), Script::responses()] {
+        let provider = FakeProvider::start(with_round_trip(script.key(PROVIDER_KEY)));
+        let home = SandboxHome::with_provider(&provider);
+        let tested = home.ctl(&["endpoint", "test", "scripted"]).ok();
+        for words in ["ok    worker", "key not refused, 1 model", "`scripted` called a tool and used its result"] {
+            assert!(tested.contains(words), "`{words}` is not in\n{tested}");
+        }
+        let findings = home.ctl(&["doctor", "--json"]).ok();
+        let findings: serde_json::Value = serde_json::from_str(&findings).expect("it is JSON");
+        assert_eq!(findings["works"], true, "{findings}");
+        let states: Vec<&str> = ["worker", "provider", "tool call", "learned"]
+            .iter()
+            .filter_map(|what| {
+                let all = findings["endpoints"]["scripted"].as_array()?;
+                all.iter().find(|finding| finding["what"] == **what)?["state"].as_str()
+            })
+            .collect();
+        assert_eq!(states, ["good"; 4], "{findings}");
+        assert_eq!(provider.complaints(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn the_doctor_says_what_is_wrong_and_what_to_do() {
+    let provider = FakeProvider::start(with_round_trip(script()));
+    let home = SandboxHome::new();
+    home.write_settings(&settings(&provider, ""));
+    home.store_key("scripted", "sk-of-somebody-else-entirely");
+    assert_fails_but_shows(&home.ctl(&["doctor"]), 3, &["BAD   supervisor"], &["codexctl start"]);
+    home.start();
+    let shown = ["BAD   provider", "-     tool call  the provider does not work"];
+    assert_fails_but_shows(&home.ctl(&["doctor"]), 1, &shown, &["error: provider: ", "codexctl login scripted"]);
+    assert_fails_but_shows(&home.ctl(&["endpoint", "test", "scripted"]), 1, &shown, &["codexctl login scripted"]);
+    // Keys that others can read are found, too.
+    let key = home.paths().credential(&"scripted".parse().expect("it is an id"));
+    fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("the file is ours");
+    assert_fails_but_shows(
+        &home.ctl(&["doctor"]),
+        1,
+        &["is open to others (mode 644)", "hint: chmod go="],
+        &["error: files: "],
+    );
+    fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("the file is ours");
+    // The right key mends it.
+    home.run_with_input(home.ctl_command(&["login", "scripted"]), PROVIDER_KEY).ok();
+    assert!(home.ctl(&["doctor", "scripted"]).ok().contains("called a tool and used its result"));
+}
+
+/// Checks that a command failed with this exit code, but showed on stdout what it has found, and said this on stderr.
+#[track_caller]
+fn assert_fails_but_shows(output: &Output, code: i32, shows: &[&str], says: &[&str]) {
+    assert_eq!(output.code(), code, "{output:?}");
+    for words in shows {
+        assert!(output.stdout.contains(words), "`{words}` is not in\n{}", output.stdout);
+    }
+    for words in says {
+        assert!(output.stderr.contains(words), "`{words}` is not in\n{}", output.stderr);
+    }
+}
+
+#[test]
+fn what_was_learned_is_shown_by_the_doctor_and_forgotten_on_demand() {
+    let refusal = json!({ "error": {
+        "message": "Unrecognized request argument supplied: stream_options", "param": "stream_options", "type": "invalid_request_error",
+    } });
+    let provider = FakeProvider::start(with_round_trip(
+        script().turn(When::user("Call the tool `read_checkword`"), [Step::status(400, &refusal)]),
+    ));
+    let home = SandboxHome::with_provider(&provider);
+    let shown = home.ctl(&["doctor", "scripted"]).ok();
+    for words in ["drop:stream_options for `scripted`, ", "\"Unrecognized request argument supplied", "--clear-learned"]
+    {
+        assert!(shown.contains(words), "`{words}` is not in\n{shown}");
+    }
+    let cleared = home.ctl(&["doctor", "scripted", "--no-tool-call", "--clear-learned"]).ok();
+    assert!(cleared.contains("1 change forgotten"), "{cleared}");
+    let shown = home.ctl(&["doctor", "scripted", "--no-tool-call"]).ok();
+    assert!(shown.contains("nothing had to be changed"), "{shown}");
+    assert_fails(&home.ctl(&["doctor", "scriptde"]), 1, &["there is no endpoint `scriptde`"]);
+}

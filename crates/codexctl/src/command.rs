@@ -1,6 +1,7 @@
 //! The command line. Each command is a file: its arguments, what it does, what it prints.
 
 mod completions;
+mod doctor;
 mod endpoint;
 mod launch;
 mod login;
@@ -62,6 +63,7 @@ pub(crate) enum Command {
     Token(token::Arguments),
     Usage(usage::Arguments),
     Logs(logs::Arguments),
+    Doctor(doctor::Arguments),
     Rpc(rpc::Arguments),
     Completions(completions::Arguments),
 }
@@ -92,6 +94,7 @@ pub(crate) fn run(ctx: &Context, command: Command) -> Result<ExitCode, Failure> 
         Command::Token(arguments) => token::run(ctx, &arguments),
         Command::Usage(arguments) => usage::run(ctx, &arguments),
         Command::Logs(arguments) => logs::run(ctx, &arguments),
+        Command::Doctor(arguments) => doctor::run(ctx, &arguments),
         Command::Rpc(arguments) => rpc::run(ctx, &arguments),
         Command::Completions(arguments) => completions::run(ctx, &arguments),
     };

@@ -1,4 +1,4 @@
-//! One `GET` to a worker on loopback: HTTP/1.1 without TLS, one connection a request, everything bounded.
+//! One request to a worker on loopback: HTTP/1.1 without TLS, one connection a request, everything bounded.
 //!
 //! A general client would bring a runtime and start slower than the whole command takes.
 
@@ -60,15 +60,29 @@ impl From<io::Error> for HttpError {
 
 /// Asks `address` for `path`, showing `token`.
 pub(crate) fn get(address: SocketAddr, path: &str, token: &Secret, timeout: Duration) -> Result<Answer, HttpError> {
+    ask(address, "GET", path, token, b"", timeout)
+}
+
+/// Sends a request with a JSON body, or an empty one, showing `token`.
+pub(crate) fn ask(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    token: &Secret,
+    body: &[u8],
+    timeout: Duration,
+) -> Result<Answer, HttpError> {
     let deadline = Instant::now() + timeout;
     let mut stream = TcpStream::connect_timeout(&address, timeout)?;
     stream.set_write_timeout(Some(timeout))?;
     // The request holds the token: it is written and forgotten, never kept or shown.
     let request = Secret::new(format!(
-        "GET {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {}\r\naccept: application/json\r\nconnection: close\r\n\r\n",
-        token.expose()
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {}\r\naccept: application/json\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        token.expose(),
+        body.len()
     ));
     stream.write_all(request.expose().as_bytes())?;
+    stream.write_all(body)?;
     let mut received = Vec::new();
     let mut chunk = vec![0; READ_BYTES];
     loop {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`command`] | the command line; one file per command |
 //! | [`client`], [`daemon`], [`service`] | talking to the supervisor, waking and ending it |
-//! | [`probe`], [`http`] | trying an endpoint out, asking its worker |
+//! | [`probe`], [`checkup`], [`http`] | trying an endpoint out, asking its worker |
 //! | [`codex_config`] | Codex's own `config.toml`, for the commands that change it |
 //! | [`key`] | where a key comes from |
 //! | [`program`] | finding other programs, running them for a moment |
@@ -15,6 +15,7 @@
 //! Deliberately absent: an asynchronous runtime, logging, an HTTP client library. A command that Codex runs before a
 //! request must not cost more than the request.
 
+mod checkup;
 mod client;
 mod codex_config;
 mod command;

@@ -7,6 +7,7 @@ mod list;
 mod rm;
 mod set;
 mod show;
+mod test;
 
 use clap::Subcommand;
 
@@ -25,6 +26,7 @@ pub(crate) enum Command {
     Set(set::Arguments),
     #[command(alias = "remove")]
     Rm(rm::Arguments),
+    Test(test::Arguments),
     Default(default::Arguments),
 }
 
@@ -36,6 +38,7 @@ pub(crate) fn run(ctx: &Context, command: Command) -> Result<(), Failure> {
         Command::Edit(arguments) => edit::run(ctx, &arguments),
         Command::Set(arguments) => set::run(ctx, &arguments),
         Command::Rm(arguments) => rm::run(ctx, &arguments),
+        Command::Test(arguments) => test::run(ctx, &arguments),
         Command::Default(arguments) => default::run(ctx, &arguments),
     }
 }
