@@ -188,3 +188,48 @@ fn a_long_wait_says_what_it_waits_for() {
     assert_eq!(text.matches("event: response.created").count(), 1, "{text}");
     assert_eq!(text.matches("event: response.completed").count(), 1, "{text}");
 }
+
+/// The provider's output limit cuts a text, and then a call: the text goes on in the same message, and the call is made
+/// again, whole, once.
+fn an_answer_at_the_output_limit_is_gone_on_with(script: Script, reason: &str) {
+    let limit = || Step::Finish(reason.to_owned());
+    let provider = FakeProvider::start(
+        script
+            .key(PROVIDER_KEY)
+            .turn(When::user("Count."), [Step::text("I count: one, tw"), limit()])
+            .turn(
+                When::user("Write on from exactly where it stops").and("I count: one, tw"),
+                [Step::text("o, three."), Step::shell("echo ran >> ran.txt; echo counted-$((1+1))")],
+            )
+            .turn(When::tool("counted-2").and("I count: one, two, three."), [Step::text("Done, alm"), limit()])
+            .turn(When::user("Write on from exactly where it stops").and("Done, alm"), [Step::text("ost.")]),
+    );
+    let home = SandboxHome::with_provider(&provider);
+    let run = home.exec(&["Count."]);
+    run.assert_clean(&provider);
+    let said: Vec<&str> = run.items("agent_message").iter().filter_map(|item| item["text"].as_str()).collect();
+    assert_eq!(said, ["I count: one, two, three.", "Done, almost."]);
+    assert_eq!(home.read("work/ran.txt"), "ran\n");
+}
+
+#[test]
+fn an_answer_at_the_output_limit_of_chat_completions_is_gone_on_with() {
+    an_answer_at_the_output_limit_is_gone_on_with(Script::new(), "length");
+}
+
+#[test]
+fn an_answer_at_the_output_limit_of_anthropic_is_gone_on_with() {
+    an_answer_at_the_output_limit_is_gone_on_with(Script::anthropic(), "max_tokens");
+}
+
+/// Codex asks six times. Our five attempts are for the first of them; each of the others gets one.
+#[test]
+fn what_codex_repeats_is_not_tried_as_often_again() {
+    let error = error("the backend is on fire", json!({}));
+    let provider = FakeProvider::start(script().always(When::user("Hello."), [Step::status(500, &error)]));
+    let home = SandboxHome::with_provider(&provider);
+    let run = home.exec(&["Hello."]);
+    assert_eq!(run.code, 1, "{}", run.shown());
+    assert!(run.stdout.contains("the backend is on fire"), "{}", run.shown());
+    assert_eq!(provider.requests().len(), 5 + 5, "{}", outline(&provider.requests()));
+}

@@ -21,11 +21,11 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// One worker for each protocol, all of them at `provider`, with `limits` at the head of their settings, which are
-    /// the file `name` in `home`.
+    /// the file `name` in `home`. Their model has a window for any conversation.
     pub(crate) fn start_all(home: &SandboxHome, provider: SocketAddr, name: &str, limits: &str) -> Vec<Self> {
         let endpoints = PROTOCOLS.map(Protocol::name).map(|protocol| {
             format!(
-                "[[endpoint]]\nid = \"{protocol}\"\nprotocol = \"{protocol}\"\nbase_url = \"http://{provider}/v1\"\ndefault_model = \"scripted\"\nauth = {{ kind = \"none\" }}\n"
+                "[[endpoint]]\nid = \"{protocol}\"\nprotocol = \"{protocol}\"\nbase_url = \"http://{provider}/v1\"\ndefault_model = \"scripted\"\nauth = {{ kind = \"none\" }}\n[[endpoint.model]]\nid = \"scripted\"\ncontext_window = 2000000\n"
             )
         });
         home.write(&format!("{name}.toml"), &format!("{limits}{}", endpoints.concat()));

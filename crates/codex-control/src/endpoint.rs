@@ -36,6 +36,9 @@ pub struct Endpoint {
     pub aliases: Vec<(String, String)>,
     /// Headers sent with each request, lower-case names.
     pub headers: Vec<(String, String)>,
+    /// Headers of a client's request that are passed on, lower-case names.
+    #[serde(default)]
+    pub forward_headers: Vec<String>,
     /// Departures from the portable request.
     pub quirks: Vec<Quirk>,
     /// Facts about this endpoint's models, before those of the table.
@@ -68,6 +71,8 @@ pub struct ModelFacts {
     pub name: String,
     /// Context window in tokens.
     pub context_window: u64,
+    /// The longest answer it can give, in tokens, where that is known.
+    pub output_tokens: Option<u64>,
     /// Whether it takes images.
     pub images: bool,
     /// Efforts, weakest first.
@@ -130,6 +135,14 @@ pub enum ResolveError {
         /// The sources.
         sources: String,
     },
+    /// A header must not be passed on.
+    #[error("endpoint `{id}` cannot pass on the header `{name}`")]
+    ForwardHeader {
+        /// The endpoint.
+        id: EndpointId,
+        /// Its name.
+        name: String,
+    },
     /// A header cannot be sent.
     #[error("endpoint `{id}` has a header `{name}` that cannot be sent")]
     Header {
@@ -154,6 +167,10 @@ impl Hinted for ResolveError {
             }
             Self::CredentialSources { id, .. } => {
                 format!("keep one of `env`, `file`, `command` in `auth`; `codexctl endpoint edit {id}` opens the file")
+            }
+            Self::ForwardHeader { .. } => {
+                "leave it out of `forward_headers`: it belongs to the connection, to authorization, or to Codex itself"
+                    .to_owned()
             }
             Self::Header { .. } => "names are letters, digits and hyphens; values are one line of ASCII".to_owned(),
         })
@@ -202,6 +219,7 @@ pub fn resolve(settings: &Settings, tables: &Tables, endpoint: &EndpointSettings
         models: endpoint.models.clone().or_else(|| preset.map(|preset| preset.models.clone())).unwrap_or_default(),
         aliases: endpoint.aliases.iter().map(|(alias, model)| (alias.clone(), model.clone())).collect(),
         headers: resolve_headers(&id, endpoint, preset)?,
+        forward_headers: resolve_forwarded(&id, endpoint)?,
         model_facts: endpoint.model.iter().map(|model| facts(&model.id, Some(model))).collect(),
         limits: settings.worker.clone(),
         id,
@@ -234,6 +252,46 @@ fn resolve_auth(
         (_, None) => CredentialSource::Store,
     };
     Ok((kind, credential))
+}
+
+/// Headers that are never passed on: those of one connection (RFC 9110, section 7.6.1), of the body, which is another
+/// one upstream, and those that authorize.
+const NEVER_FORWARDED: [&str; 17] = [
+    "accept",
+    "accept-encoding",
+    "authorization",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-api-key",
+];
+
+/// Beginnings of the headers by which Codex tells of this machine, its user and its turns.
+const NEVER_FORWARDED_PREFIXES: [&str; 7] =
+    ["chatgpt-", "originator", "proxy-", "session", "thread", "x-client-request-id", "x-codex-"];
+
+fn resolve_forwarded(id: &EndpointId, endpoint: &EndpointSettings) -> Result<Vec<String>, ResolveError> {
+    let checked = endpoint.forward_headers.iter().map(|name| {
+        let lower = name.to_ascii_lowercase();
+        let is_sound = http::HeaderName::try_from(&lower).is_ok();
+        let is_private = NEVER_FORWARDED_PREFIXES.iter().any(|prefix| lower.starts_with(prefix));
+        if is_sound && !is_private && !NEVER_FORWARDED.contains(&lower.as_str()) {
+            Ok(lower)
+        } else {
+            Err(ResolveError::ForwardHeader { id: id.clone(), name: name.clone() })
+        }
+    });
+    checked.collect()
 }
 
 fn resolve_headers(
@@ -273,6 +331,7 @@ fn facts(slug: &str, row: Option<&Model>) -> ModelFacts {
         id: slug.to_owned(),
         name: row.and_then(|row| row.name.clone()).unwrap_or_else(|| slug.to_owned()),
         context_window: row.and_then(|row| row.context_window).unwrap_or(CONTEXT_WINDOW_DEFAULT),
+        output_tokens: row.and_then(|row| row.output_tokens),
         images: row.and_then(|row| row.input.as_ref()).is_some_and(|input| input.contains(&Modality::Image)),
         reasoning_levels: row.and_then(|row| row.reasoning_levels.clone()).unwrap_or_default(),
         default_reasoning_level: row.and_then(|row| row.default_reasoning_level.clone()),
@@ -371,6 +430,12 @@ mod tests {
             ("base_url = \"h\"\nprotocol = \"responses\"", "does not begin", "https://HOST/PATH"),
             ("preset = \"deepseek\"\nauth = { env = \"A\", file = \"/b\" }", "`env`, `file`", "keep one"),
             ("preset = \"deepseek\"\nheaders = { \"a b\" = \"c\" }", "header `a b`", "names are letters"),
+            ("preset = \"deepseek\"\nforward_headers = [\"Cookie\"]", "header `Cookie`", "leave it out"),
+            (
+                "preset = \"deepseek\"\nforward_headers = [\"x-codex-turn-metadata\"]",
+                "`x-codex-turn-metadata`",
+                "leave it out",
+            ),
         ] {
             let error = resolved(&format!("[[endpoint]]\nid = \"e\"\n{text}\n")).unwrap_err();
             assert!(error.to_string().contains(message), "{error}");

@@ -28,6 +28,8 @@ pub const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 pub const PATH: &str = "PATH";
 /// Hosts that are reached without a proxy.
 pub const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
+/// The proxy through which providers are reached.
+pub const HTTPS_PROXY: [&str; 2] = ["HTTPS_PROXY", "https_proxy"];
 /// The person's editor, for `codexctl endpoint edit`.
 pub const EDITOR: [&str; 2] = ["VISUAL", "EDITOR"];
 /// Proxy, locale, time zone and certificate variables that a worker needs to reach a provider.
@@ -45,10 +47,10 @@ pub const PASSED_TO_WORKER: [&str; 16] = [
     "TZ",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
-    "HTTPS_PROXY",
-    "https_proxy",
-    "NO_PROXY",
-    "no_proxy",
+    HTTPS_PROXY[0],
+    HTTPS_PROXY[1],
+    NO_PROXY[0],
+    NO_PROXY[1],
     "RUST_BACKTRACE",
 ];
 

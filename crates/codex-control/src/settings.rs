@@ -157,6 +157,10 @@ pub struct EndpointSettings {
     /// Headers sent with each request; beats the preset's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
+    /// Headers of Codex's own requests that are passed on, by name. Default: none. Not possible for those that belong to
+    /// one connection, to authorization, or to Codex itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forward_headers: Vec<String>,
     /// Departures from the portable request, added to the preset's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub quirks: Vec<Quirk>,
@@ -458,6 +462,7 @@ mod tests {
                 "aliases",
                 "port",
                 "headers",
+                "forward_headers",
                 "quirks",
                 "model",
             ]

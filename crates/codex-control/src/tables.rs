@@ -98,6 +98,15 @@ pub enum Quirk {
     OutputFormat,
     /// Anthropic Messages: refuses `cache_control`.
     NoPromptCache,
+    /// Anthropic Messages: thinks between calls only when it is asked to by the beta of that name.
+    InterleavedThinking,
+    /// Anthropic Messages: goes on with words of the assistant at the end of the conversation.
+    Prefill,
+    /// Anthropic Messages: searches the web by itself, where Codex offers that.
+    WebSearch,
+    /// Takes 128 tools at most; those least needed are left out.
+    #[serde(rename = "tools-max-128")]
+    ToolsMax128,
 }
 
 /// How a credential goes into a request.
@@ -176,6 +185,8 @@ pub struct Model {
     pub name: Option<String>,
     /// Context window in tokens.
     pub context_window: Option<u64>,
+    /// The longest answer it can give, in tokens, where that has to be asked for (Anthropic Messages).
+    pub output_tokens: Option<u64>,
     /// Kinds of input; default text only.
     pub input: Option<Vec<Modality>>,
     /// Reasoning efforts that can be chosen, weakest first; empty: none.

@@ -47,6 +47,7 @@ fn reply() -> Reply {
         show_reasoning: true,
         compaction: false,
         keep_output: false,
+        continuations_max: 0,
     };
     Reply::new(Box::new(Decoder::new(tools)), Framing::Sse, config)
 }

@@ -102,6 +102,12 @@ impl Effort {
         }
     }
 
+    /// The greatest of `levels` that is not above `effort`; the least of them for none, and where all are above.
+    pub fn nearest(effort: Option<Self>, levels: &[Self]) -> Option<Self> {
+        let below = levels.iter().filter(|level| Some(**level) <= effort).max();
+        below.or_else(|| levels.iter().min()).copied()
+    }
+
     /// The word for it.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -5,6 +5,7 @@ pub mod encode;
 #[cfg(any(test, feature = "testing"))]
 pub mod validate;
 
+use crate::anthropic::Effort as Level;
 use crate::failure::Repair;
 use crate::tools::ToolTable;
 use crate::{Call, Decode, EncodeError, Protocol, Request, Target};
@@ -41,6 +42,11 @@ pub struct Profile {
     pub max_tokens: MaxTokens,
     /// How a reasoning effort is asked for.
     pub effort: Effort,
+    /// The levels that `reasoning_effort` may name, in no order; others become the nearest below. Empty: low, medium,
+    /// high.
+    pub levels: Vec<Level>,
+    /// Most tools that are taken; those least needed are left out ([`crate::tools::offer`]).
+    pub tools_max: Option<usize>,
     /// How old reasoning goes back.
     pub replay: Replay,
     /// Content of an assistant message that has only calls.
@@ -82,6 +88,8 @@ pub enum Effort {
     ReasoningObject,
     /// `thinking: {"type": "enabled" | "disabled"}` (GLM, Kimi, DeepSeek).
     Thinking,
+    /// That, and `reasoning_effort` where it is enabled (DeepSeek V4).
+    ThinkingAndEffort,
     /// `enable_thinking: bool` (Qwen).
     EnableThinking,
     /// `reasoning_split: true` (MiniMax).
@@ -119,6 +127,8 @@ impl Default for Profile {
             json_schema: true,
             max_tokens: MaxTokens::Classic,
             effort: Effort::None,
+            levels: Vec::new(),
+            tools_max: None,
             replay: Replay::Never,
             empty_content: EmptyContent::Null,
             short_call_ids: false,

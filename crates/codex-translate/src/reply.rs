@@ -50,6 +50,9 @@ pub struct ReplyConfig {
     pub compaction: bool,
     /// The items of the answer are wanted at its end, too.
     pub keep_output: bool,
+    /// How often the rest of an answer may be asked for that has reached the provider's output limit
+    /// ([`Reply::wants_more`]); 0 to end it there, as a client wants that has set the limit itself.
+    pub continuations_max: u32,
 }
 
 /// How the upstream's bytes came to an end.
@@ -123,6 +126,12 @@ struct Rest {
     /// Failed before anything was visible.
     pending: Option<Failure>,
     outcome: Option<Outcome>,
+    /// The answer has reached the provider's output limit in the middle of a text, and may go on.
+    wants_more: bool,
+    /// How often the rest may still be asked for.
+    continuations_left: u32,
+    /// The answer may end in a better way than the provider has ended it.
+    may_be_mended: bool,
     unreadable_frames: u64,
     first_unreadable: Option<String>,
     tools: ToolTable,
@@ -132,6 +141,7 @@ impl Reply {
     /// A reply to which nothing was fed yet.
     pub fn new(decoder: Box<dyn Decode + Send>, framing: Framing, config: ReplyConfig) -> Self {
         let tools = config.tools.clone();
+        let continuations_left = config.continuations_max;
         let rest = Rest {
             decoder,
             textcalls: TextCalls::new(tools.clone()),
@@ -139,6 +149,9 @@ impl Reply {
             deltas: Vec::new(),
             pending: None,
             outcome: None,
+            wants_more: false,
+            continuations_left,
+            may_be_mended: continuations_left > 0,
             unreadable_frames: 0,
             first_unreadable: None,
             tools,
@@ -176,6 +189,34 @@ impl Reply {
         Progress { visible: self.rest.emitter.is_visible(), finished: self.rest.emitter.is_over() }
     }
 
+    /// Whether the answer has reached the provider's output limit in the middle of a text, and the rest may be asked for
+    /// with [`so_far`](Self::so_far) behind the conversation and be given to [`go_on`](Self::go_on). What else arrives of
+    /// the present body is ignored.
+    ///
+    /// Only a text can be gone on with: a call that is cut off is lost, and made again by the model, whole. Where nothing
+    /// can be gone on with, or [`ReplyConfig::continuations_max`] is reached, the answer ends as incomplete; one that
+    /// holds a whole call ends as complete, since Codex goes on by itself with what comes of the call.
+    pub fn wants_more(&self) -> bool {
+        self.rest.wants_more
+    }
+
+    /// The answer so far and the request for the rest: items as JSON, separated by commas.
+    pub fn so_far(&self) -> Vec<u8> {
+        self.rest.emitter.so_far()
+    }
+
+    /// Goes on with the rest of an answer that [wants more](Self::wants_more): its text becomes part of the message that
+    /// is open. What was thought for it is not kept.
+    pub fn go_on(&mut self, decoder: Box<dyn Decode + Send>, framing: Framing) {
+        if std::mem::take(&mut self.rest.wants_more) {
+            self.input = Input::new(framing);
+            self.rest.decoder = decoder;
+            self.rest.textcalls = TextCalls::new(self.rest.tools.clone());
+            self.rest.continuations_left -= 1;
+            self.rest.emitter.go_on();
+        }
+    }
+
     /// Why the answer failed, while nothing of it is visible: this attempt can be forgotten.
     pub fn pending_failure(&self) -> Option<&Failure> {
         self.rest.pending.as_ref()
@@ -202,10 +243,11 @@ impl Reply {
     /// then this is `None` and [`pending_failure`](Self::pending_failure) says why.
     pub fn end_of_attempt(&mut self, out: &mut Vec<u8>) -> Option<Summary> {
         self.end_of_body(out);
-        self.rest.pending.is_none().then(|| self.rest.summary())
+        (self.rest.pending.is_none() && !self.rest.wants_more).then(|| self.rest.summary())
     }
 
-    fn end_of_body(&mut self, out: &mut Vec<u8>) {
+    /// The upstream's bytes are over; unlike [`end`](Self::end) it may [want more](Self::wants_more) after that.
+    pub fn end_of_body(&mut self, out: &mut Vec<u8>) {
         if !self.rest.is_settled() {
             match self.read_end(out) {
                 Ok(()) => self.rest.end(None, out),
@@ -227,6 +269,11 @@ impl Reply {
             None => self.end_of_body(out),
             // Half an event at a broken connection says nothing; at the end of a body it only lacks its line end.
             Some(cause) => self.rest.end(Some(cause), out),
+        }
+        if std::mem::take(&mut self.rest.wants_more) {
+            // The rest could not be had here: Codex keeps what there is, and asks for the rest itself.
+            self.rest.emitter.stop(StopReason::Paused, out);
+            self.rest.outcome = Some(Outcome::Completed);
         }
         if !self.rest.emitter.is_over() {
             let failure = cause.or(self.rest.pending.take()).unwrap_or_else(no_answer);
@@ -306,7 +353,7 @@ impl Input {
 impl Rest {
     /// Whether nothing that arrives can matter any more.
     fn is_settled(&self) -> bool {
-        self.pending.is_some() || self.emitter.is_over()
+        self.pending.is_some() || self.wants_more || self.emitter.is_over()
     }
 
     fn frame(&mut self, frame: Frame<'_>, out: &mut Vec<u8>) {
@@ -389,6 +436,15 @@ impl Rest {
                         self.fail(no_answer(), out);
                         return;
                     }
+                    let has_call = self.emitter.has_call();
+                    let reason = match reason {
+                        StopReason::Length if self.continuations_left > 0 && self.emitter.is_in_text() && !has_call => {
+                            self.wants_more = true;
+                            return;
+                        }
+                        StopReason::Length if self.may_be_mended && has_call => StopReason::Done,
+                        _ => reason,
+                    };
                     self.emitter.stop(reason, out);
                     let is_incomplete = matches!(reason, StopReason::Length | StopReason::ContentFilter);
                     self.outcome = Some(if is_incomplete { Outcome::Incomplete } else { Outcome::Completed });
@@ -428,7 +484,7 @@ impl Rest {
     fn summary(&self) -> Summary {
         Summary {
             outcome: self.outcome.clone().unwrap_or_else(|| Outcome::Failed(no_answer())),
-            usage: self.emitter.usage().filter(Usage::is_known),
+            usage: self.emitter.usage_spent().filter(Usage::is_known),
             output: self.emitter.kept_output(),
             unreadable_frames: self.unreadable_frames,
             first_unreadable: self.first_unreadable.clone(),

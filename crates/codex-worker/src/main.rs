@@ -16,6 +16,7 @@
 //! | [`answer`] | answers that are known whole, and how a failure is told to Codex |
 //! | [`upstream`], [`credential`] | the provider's side: connections, TLS, keys |
 //! | [`models`], [`target`] | the model list, the catalog for Codex, the dialect of a model |
+//! | [`exhausted`] | requests that Codex repeats although we have tried enough |
 //! | [`learned`] | what the provider's refusals have taught |
 //! | [`metrics`] | counters |
 
@@ -25,6 +26,7 @@ mod arguments;
 mod body;
 mod credential;
 mod door;
+mod exhausted;
 mod learned;
 mod link;
 mod local_token;

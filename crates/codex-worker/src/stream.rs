@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
+use codex_control::redact;
 use codex_translate::native::Sniffer;
 use codex_translate::reply::{EndCause, Progress, Reply};
 use codex_translate::{Failure, Summary};
@@ -63,6 +64,35 @@ impl Relay {
         }
     }
 
+    /// Goes on with the rest of an answer that [wants more](Reply::wants_more).
+    fn go_on(&mut self, rest: turn::Rest) -> Answer {
+        if let Self::Translated(reply) = self {
+            reply.go_on(rest.decoder, rest.framing);
+        }
+        rest.upstream
+    }
+
+    /// Whether the answer is to be gone on with.
+    fn wants_more(&self) -> bool {
+        matches!(self, Self::Translated(reply) if reply.wants_more())
+    }
+
+    /// Reads the end of a body, and says whether the answer is to be gone on with after that.
+    fn end_of_body(&mut self, out: &mut Vec<u8>) -> bool {
+        if let Self::Translated(reply) = self {
+            reply.end_of_body(out);
+        }
+        self.wants_more()
+    }
+
+    /// What the rest of the answer is asked for with.
+    fn so_far(&self) -> Vec<u8> {
+        match self {
+            Self::Translated(reply) => reply.so_far(),
+            Self::Native(_) | Self::Ended(_) => Vec::new(),
+        }
+    }
+
     fn keepalive(&mut self, out: &mut Vec<u8>) {
         match self {
             Self::Translated(reply) => reply.keepalive(out),
@@ -90,6 +120,8 @@ enum State {
     Waiting(Exchange),
     /// The answer flows.
     Flowing(Relay, Answer),
+    /// The answer has reached the provider's output limit, and the rest is asked for.
+    GoingOn(Relay, Pin<Box<dyn Future<Output = Result<turn::Rest, Failure>> + Send>>),
     /// The terminal event is written.
     Ended,
 }
@@ -142,6 +174,7 @@ impl TurnStream {
             let polled = match &mut self.state {
                 State::Waiting(_) => self.poll_exchange(ctx, &mut out),
                 State::Flowing(..) => self.poll_upstream(ctx, &mut out),
+                State::GoingOn(..) => self.poll_rest(ctx, &mut out),
                 State::Ended => break,
             };
             if polled.is_pending() {
@@ -179,6 +212,10 @@ impl TurnStream {
 
     fn poll_upstream(&mut self, ctx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<()> {
         let State::Flowing(relay, upstream) = &mut self.state else { return Poll::Pending };
+        if relay.wants_more() {
+            self.go_on();
+            return Poll::Ready(());
+        }
         let frame = std::task::ready!(Pin::new(upstream).poll_frame(ctx));
         let cause = match frame {
             Some(Ok(frame)) => {
@@ -190,9 +227,43 @@ impl TurnStream {
                 EndCause::Eof
             }
             Some(Err(error)) => EndCause::Failed(upstream::network(&format!("the connection broke: {error}"))),
-            None => EndCause::Eof,
+            None => {
+                if relay.end_of_body(out) {
+                    return Poll::Ready(());
+                }
+                EndCause::Eof
+            }
         };
         self.end(cause, out);
+        Poll::Ready(())
+    }
+
+    /// Asks for the rest of the answer.
+    fn go_on(&mut self) {
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::Flowing(relay, upstream) => {
+                let rest = turn::rest(Arc::clone(&self.worker), self.desk.clone(), relay.so_far());
+                self.state = State::GoingOn(relay, Box::pin(rest));
+                read_tail(upstream);
+            }
+            other => self.state = other,
+        }
+    }
+
+    fn poll_rest(&mut self, ctx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<()> {
+        let State::GoingOn(relay, rest) = &mut self.state else { return Poll::Pending };
+        match std::task::ready!(rest.as_mut().poll(ctx)) {
+            Ok(rest) => {
+                let upstream = relay.go_on(rest);
+                if let State::GoingOn(relay, _) = std::mem::replace(&mut self.state, State::Ended) {
+                    self.state = State::Flowing(relay, upstream);
+                }
+            }
+            Err(failure) => {
+                tracing::info!(cause = %redact::redact(&failure.message), "the rest of an answer could not be had");
+                self.end(EndCause::Eof, out);
+            }
+        }
         Poll::Ready(())
     }
 
@@ -231,7 +302,7 @@ impl TurnStream {
                     reply.keepalive(out);
                 }
             }
-            State::Flowing(relay, _) => relay.keepalive(out),
+            State::Flowing(relay, _) | State::GoingOn(relay, _) => relay.keepalive(out),
             State::Ended => {}
         }
     }
@@ -242,6 +313,10 @@ impl TurnStream {
                 let summary = relay.end(cause, out);
                 self.desk.lock().account.ended(&summary);
                 read_tail(upstream);
+            }
+            State::GoingOn(mut relay, _) => {
+                let summary = relay.end(cause, out);
+                self.desk.lock().account.ended(&summary);
             }
             State::Waiting(_) => {
                 if let EndCause::Failed(failure) = cause {

@@ -9,11 +9,23 @@ use codex_translate::{Repair, Target};
 /// The provider of endpoints without a preset.
 const CUSTOM: &str = "custom";
 
+/// The beta by which a model thinks between its calls. Source: <https://docs.anthropic.com/en/docs/build-with-claude/extended-thinking>, read 2026-11.
+const INTERLEAVED_THINKING: &str = "interleaved-thinking-2025-05-14";
+
 /// The target of one request.
 pub(crate) fn target(endpoint: &Endpoint, facts: &ModelFacts, account: String, seal_key: [u8; 32]) -> Target {
     let (mut chat, mut anthropic) = (chat::Profile::default(), anthropic::Profile::default());
     for quirk in endpoint.quirks.iter().chain(&facts.quirks) {
         apply(&mut chat, &mut anthropic, *quirk);
+    }
+    let levels: Vec<anthropic::Effort> =
+        facts.reasoning_levels.iter().filter_map(|level| anthropic::Effort::parse(level)).collect();
+    if !levels.is_empty() {
+        chat.levels.clone_from(&levels);
+        anthropic.efforts = levels;
+    }
+    if let Some(output_tokens) = facts.output_tokens {
+        anthropic.output_tokens = output_tokens;
     }
     Target {
         account,
@@ -42,8 +54,11 @@ fn apply(chat: &mut chat::Profile, anthropic: &mut anthropic::Profile, quirk: Qu
         Quirk::ParallelToolCalls => chat.parallel_tool_calls = true,
         Quirk::NoJsonSchema => chat.json_schema = false,
         Quirk::MaxCompletionTokens => chat.max_tokens = MaxTokens::Completion,
+        // The two together mean both, in whichever order they are named.
+        Quirk::ReasoningEffort if chat.effort == Effort::Thinking => chat.effort = Effort::ThinkingAndEffort,
         Quirk::ReasoningEffort => chat.effort = Effort::ReasoningEffort,
         Quirk::ReasoningObject => chat.effort = Effort::ReasoningObject,
+        Quirk::ThinkingSwitch if chat.effort == Effort::ReasoningEffort => chat.effort = Effort::ThinkingAndEffort,
         Quirk::ThinkingSwitch => chat.effort = Effort::Thinking,
         Quirk::EnableThinking => chat.effort = Effort::EnableThinking,
         Quirk::ReasoningSplit => chat.effort = Effort::ReasoningSplit,
@@ -65,6 +80,10 @@ fn apply(chat: &mut chat::Profile, anthropic: &mut anthropic::Profile, quirk: Qu
         Quirk::UnsignedThinking => anthropic.unsigned_thinking = true,
         Quirk::OutputFormat => anthropic.json_schema = true,
         Quirk::NoPromptCache => anthropic.cache = false,
+        Quirk::InterleavedThinking => anthropic.betas.push(INTERLEAVED_THINKING.to_owned()),
+        Quirk::Prefill => anthropic.prefill = true,
+        Quirk::WebSearch => anthropic.web_search = true,
+        Quirk::ToolsMax128 => chat.tools_max = Some(128),
     }
 }
 

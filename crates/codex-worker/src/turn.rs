@@ -24,15 +24,18 @@ use codex_translate::native::Sniffer;
 use codex_translate::reply::{Outcome, ReplyConfig};
 use codex_translate::tools::ToolTable;
 use codex_translate::{
-    Call, EncodeError, EndCause, Failure, FailureClass, Protocol, Repair, Reply, ReplySeed, Target, native, responses,
+    Call, Decode, EncodeError, EndCause, Failure, FailureClass, Framing, Protocol, Repair, Reply, ReplySeed, Target,
+    native, responses,
 };
-use http::{HeaderName, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::Instant;
+use tokio::time::error::Elapsed;
 
 use crate::account::Account;
 use crate::answer::{self, Body, Telling};
+use crate::exhausted::Fingerprint;
 use crate::models::UnknownModel;
 use crate::serve::Drain;
 use crate::stream::{Relay, TurnStream, read_tail};
@@ -64,6 +67,11 @@ const FIRST_BYTE_MAX: Duration = Duration::from_mins(5);
 /// Largest answer put together for a client that wants no stream.
 const WHOLE_ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// How often the rest of an answer is asked for that has reached the provider's output limit.
+const CONTINUATIONS_MAX: u32 = 4;
+/// Longest request of which the rest of an answer is asked for: it is kept as long as the answer flows.
+const CONTINUED_BYTES_MAX: usize = 4 * 1024 * 1024;
+
 /// The header that tells Codex that the model list has changed.
 static MODELS_ETAG: HeaderName = HeaderName::from_static("x-models-etag");
 
@@ -75,6 +83,7 @@ pub(crate) async fn answer(worker: &Arc<Worker>, request: Request<Incoming>, dra
         let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "this worker is being replaced");
         return refusal.into_response(&desk);
     }
+    desk.lock().forwarded = forwarded(worker, request.headers());
     let body = match body::read(request, worker.endpoint.limits.body_bytes_max).await {
         Ok(body) => body,
         Err(refusal) => return refusal.into_response(&desk),
@@ -107,6 +116,12 @@ pub(crate) async fn answer(worker: &Arc<Worker>, request: Request<Incoming>, dra
         Err(Ended::Refused(refusal)) => refusal.into_response(&desk),
         Err(Ended::Failed(failure)) => failed(worker, &desk, &failure),
     }
+}
+
+/// The headers that the settings let through.
+fn forwarded(worker: &Worker, headers: &HeaderMap) -> HeaderMap {
+    let wanted = worker.endpoint.forward_headers.iter();
+    wanted.filter_map(|name| Some((name.parse().ok()?, headers.get(name)?.clone()))).collect()
 }
 
 /// What a stream is told when its worker goes.
@@ -193,6 +208,10 @@ pub(crate) struct Sheet {
     pub(crate) ready: Vec<u8>,
     /// The present attempt at a native provider: its bytes are for Codex only if it begins well.
     native: Option<(Box<Sniffer>, Vec<u8>)>,
+    /// Headers of the client's that the provider gets.
+    forwarded: HeaderMap,
+    /// What the rest of the answer would be asked for with.
+    basis: Option<Basis>,
     wants_stream: bool,
     is_open: bool,
     /// Why the answer takes long, said once the stream is open.
@@ -206,6 +225,8 @@ impl Desk {
             reply: None,
             ready: Vec::new(),
             native: None,
+            forwarded: HeaderMap::new(),
+            basis: None,
             wants_stream: false,
             is_open: false,
             notice: None,
@@ -292,7 +313,11 @@ impl Sheet {
         }
         let no_answer = || Failure::new(FailureClass::Malformed, "the provider gave no answer");
         let reply = self.reply.as_mut().ok_or_else(no_answer)?;
-        match reply.end_of_attempt(&mut self.ready) {
+        let summary = reply.end_of_attempt(&mut self.ready);
+        if reply.wants_more() {
+            return self.reply.take().map(Relay::Translated).ok_or_else(no_answer);
+        }
+        match summary {
             Some(summary) => Ok(Relay::Ended(Box::new(summary))),
             None => Err(reply.pending_failure().cloned().unwrap_or_else(no_answer)),
         }
@@ -329,10 +354,10 @@ impl<E: Into<Refusal>> From<E> for Ended {
 async fn exchange(worker: Arc<Worker>, body: Bytes, desk: Desk) -> Result<Begun, Ended> {
     let n_bytes = body.len() as u64;
     let mut request = responses::Request::parse(&body)?;
-    let mut body: &[u8] = &body;
+    let mut body = &body;
     let whole;
     if let Some(expanded) = continued(&worker, &request, body)? {
-        whole = expanded;
+        whole = Bytes::from(expanded);
         body = &whole;
         request = responses::Request::parse(body)?;
     }
@@ -359,7 +384,43 @@ async fn exchange(worker: Arc<Worker>, body: Bytes, desk: Desk) -> Result<Begun,
         let reply = plan.reply(&sheet.account);
         sheet.reply = Some(Box::new(reply));
     }
-    attempts(&worker, &desk, &mut plan, !learned.is_empty()).await
+    let begun = attempts(&worker, &desk, &mut plan, !learned.is_empty()).await?;
+    if matches!(&begun.relay, Relay::Translated(_)) && plan.continuations_max() > 0 {
+        desk.lock().basis = Some(Basis { raw: body.clone(), target: plan.target });
+    }
+    Ok(begun)
+}
+
+/// A request whose answer flows, for the rest of that answer.
+struct Basis {
+    raw: Bytes,
+    target: Target,
+}
+
+/// The rest of an answer, about to arrive.
+pub(crate) struct Rest {
+    pub(crate) decoder: Box<dyn Decode + Send>,
+    pub(crate) framing: Framing,
+    pub(crate) upstream: Answer,
+}
+
+/// Asks for the rest of an answer that has reached the provider's output limit, with `so_far` behind the conversation.
+/// Once: where it fails, Codex asks by itself.
+pub(crate) async fn rest(worker: Arc<Worker>, desk: Desk, so_far: Vec<u8>) -> Result<Rest, Failure> {
+    let malformed = |error: String| Failure::new(FailureClass::InvalidRequest, error);
+    let basis = desk.lock().basis.take().ok_or_else(|| malformed("the request is not kept".to_owned()))?;
+    let key = worker.credential.get().await.map_err(|error| Failure::new(FailureClass::Auth, error.to_string()))?;
+    desk.lock().account.report.attempts += 1;
+    let body = earlier::extend(&basis.raw, &so_far).map_err(|error| malformed(error.to_string()))?;
+    let request = responses::Request::parse(&body).map_err(|error| malformed(error.to_string()))?;
+    let plan =
+        Plan::new(&worker, &request, &body, basis.target).map_err(|error| Refusal::from(error).into_failure())?;
+    let protocol = plan.protocol.ok_or_else(|| malformed("a native answer is not gone on with".to_owned()))?;
+    let (deadline, late) = plan.deadline(&worker);
+    let upstream = answered(&worker, &desk, &plan, key.as_ref(), deadline).await.map_err(|_| late())??;
+    let rest = Rest { decoder: protocol.decoder(&request, &plan.target), framing: plan.call.framing, upstream };
+    desk.lock().basis = Some(Basis { raw: basis.raw, target: plan.target });
+    Ok(rest)
 }
 
 /// The body with the whole conversation in it, where the request continues an earlier answer of ours. A native provider
@@ -406,6 +467,26 @@ impl<'r, 'a> Plan<'r, 'a> {
         Ok(Self { request, raw, target, protocol, call, body, first_byte_timeout })
     }
 
+    /// How often the rest of the answer may be asked for: never where the client has set the limit, or waits for all of
+    /// the answer anyway, or the provider's stream is relayed.
+    fn continuations_max(&self) -> u32 {
+        let is_possible = self.request.stream
+            && self.request.max_output_tokens.is_none()
+            && self.protocol.is_some()
+            && self.raw.len() <= CONTINUED_BYTES_MAX;
+        if is_possible { CONTINUATIONS_MAX } else { 0 }
+    }
+
+    /// When the answer has to begin, and what to say when it does not.
+    fn deadline(&self, worker: &Worker) -> (Instant, impl Fn() -> Failure + use<>) {
+        let connect_timeout = Duration::from_secs(worker.endpoint.limits.connect_timeout_s);
+        let (seconds, base_url) = (self.first_byte_timeout.as_secs(), worker.endpoint.base_url.clone());
+        let late = move || {
+            upstream::network(&format!("the provider at {base_url} did not begin to answer within {seconds} s"))
+        };
+        (Instant::now() + connect_timeout + self.first_byte_timeout, late)
+    }
+
     /// Changes the request as a refusal asks for; `false` if that changes nothing.
     fn repair(&mut self, protocol: WireProtocol, repair: &Repair) -> bool {
         target::repair(&mut self.target, protocol, repair) && self.encode_again()
@@ -441,6 +522,7 @@ impl<'r, 'a> Plan<'r, 'a> {
             show_reasoning: self.request.reasoning.summary.as_deref() != Some("none"),
             compaction: self.request.is_compaction(),
             keep_output: account.conversation.is_some(),
+            continuations_max: self.continuations_max(),
             known_call_ids: self.request.call_ids().map(str::to_owned).collect(),
         };
         // A native stream needs no reply of ours, except to tell a failure.
@@ -499,7 +581,9 @@ async fn attempts(
     plan: &mut Plan<'_, '_>,
     mut uses_learned: bool,
 ) -> Result<Begun, Ended> {
-    let mut budget = Budget::default();
+    let request = Fingerprint::of(plan.request);
+    let was_exhausted = worker.exhausted.contains(Instant::now(), request);
+    let mut budget = if was_exhausted { Budget::spent() } else { Budget::default() };
     let mut key_was_renewed = false;
     let mut repaired: Option<(Repair, String)> = None;
     let mut n_repairs = 0;
@@ -519,6 +603,7 @@ async fn attempts(
                 if let Some((repair, evidence)) = &repaired {
                     worker.learned.keep(&plan.target.model, repair, evidence);
                 }
+                worker.exhausted.forget(request);
                 return Ok(begun);
             }
             Err(failure) => failure,
@@ -556,7 +641,12 @@ async fn attempts(
                 continue;
             }
         }
-        let Some(pause) = budget.pause(&failure, jitter()) else { return Err(failure.into()) };
+        let Some(pause) = budget.pause(&failure, jitter()) else {
+            if failure.class.is_retryable() {
+                worker.exhausted.note(Instant::now(), request);
+            }
+            return Err(failure.into());
+        };
         worker.metrics.retried();
         desk.lock().say(waiting(worker, plan, &failure, pause));
         tokio::time::sleep(pause).await;
@@ -569,9 +659,16 @@ struct Budget {
     failed: u32,
     limited: u32,
     waited: Duration,
+    /// All of it was spent on the same request before: Codex has asked again, and does so a few times more.
+    is_spent: bool,
 }
 
 impl Budget {
+    /// What is left when Codex repeats a request whose attempts are spent: one, and a closed connection is no attempt.
+    fn spent() -> Self {
+        Self { is_spent: true, ..Self::default() }
+    }
+
     /// How long to wait before asking again; `None` when that cannot help or the budget is spent.
     ///
     /// `jitter` is from 0 to 1: attempts of many requests that failed together must not come back together.
@@ -591,6 +688,9 @@ impl Budget {
         if failure.class == FailureClass::Network && self.failed == 1 {
             // Most often a kept connection that the provider had closed already: a new one will do.
             return Some(Duration::ZERO);
+        }
+        if self.is_spent {
+            return None;
         }
         let pause = failure.retry_after.unwrap_or_else(|| backoff.mul_f64(0.8 + 0.4 * jitter));
         if pause > RETRY_AFTER_MAX || self.waited + pause > WAITS_MAX {
@@ -625,25 +725,8 @@ fn note(desk: &Desk, failure: &Failure) {
 
 /// Asks the provider once and reads until something can be shown, or the answer has failed.
 async fn attempt(worker: &Worker, desk: &Desk, plan: &Plan<'_, '_>, key: Option<&Secret>) -> Result<Begun, Failure> {
-    let connect_timeout = Duration::from_secs(worker.endpoint.limits.connect_timeout_s);
-    let deadline = Instant::now() + connect_timeout + plan.first_byte_timeout;
-    let late = || {
-        let seconds = plan.first_byte_timeout.as_secs();
-        upstream::network(&format!(
-            "the provider at {} did not begin to answer within {seconds} s",
-            worker.endpoint.base_url
-        ))
-    };
-    let response = tokio::time::timeout_at(deadline, worker.upstream.post(&plan.call, plan.body.clone(), key))
-        .await
-        .map_err(|_| late())??;
-    let (head, mut body) = response.into_parts();
-    if !head.status.is_success() {
-        let bytes = upstream::error_body(body).await;
-        let headers: Vec<(&str, &str)> =
-            head.headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?))).collect();
-        return Err(Failure::from_response(head.status.as_u16(), &headers, &bytes, now_unix_ms()));
-    }
+    let (deadline, late) = plan.deadline(worker);
+    let mut body = answered(worker, desk, plan, key, deadline).await.map_err(|_| late())??;
     desk.lock().start_attempt(plan);
     loop {
         let frame = tokio::time::timeout_at(deadline, body.frame()).await.map_err(|_| late())?;
@@ -660,6 +743,32 @@ async fn attempt(worker: &Worker, desk: &Desk, plan: &Plan<'_, '_>, key: Option<
         };
         return Ok(Begun { relay, upstream: body });
     }
+}
+
+/// Sends the request and waits for the head of an answer that is none of failure.
+async fn answered(
+    worker: &Worker,
+    desk: &Desk,
+    plan: &Plan<'_, '_>,
+    key: Option<&Secret>,
+    deadline: Instant,
+) -> Result<Result<Answer, Failure>, Elapsed> {
+    let forwarded = desk.lock().forwarded.clone();
+    let response =
+        match tokio::time::timeout_at(deadline, worker.upstream.post(&plan.call, plan.body.clone(), key, &forwarded))
+            .await?
+        {
+            Ok(response) => response,
+            Err(failure) => return Ok(Err(failure)),
+        };
+    let (head, body) = response.into_parts();
+    if head.status.is_success() {
+        return Ok(Ok(body));
+    }
+    let bytes = upstream::error_body(body).await;
+    let headers: Vec<(&str, &str)> =
+        head.headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?))).collect();
+    Ok(Err(Failure::from_response(head.status.as_u16(), &headers, &bytes, now_unix_ms())))
 }
 
 /// The answer for a client that asked for no stream: the `response` object of the terminal event.
@@ -773,6 +882,16 @@ mod tests {
         assert_eq!(pauses([failure(FailureClass::RateLimit, Some(61))]), [None], "a longer wait is told to Codex");
         let minutes = std::iter::repeat_with(|| failure(FailureClass::RateLimit, Some(60))).take(6);
         assert_eq!(pauses(minutes).iter().flatten().count(), 5, "all waits together are bounded");
+    }
+
+    #[test]
+    fn what_codex_repeats_gets_one_more_attempt() {
+        let mut budget = Budget::spent();
+        assert_eq!(budget.pause(&failure(FailureClass::Server, None), 0.5), None);
+        let mut budget = Budget::spent();
+        assert_eq!(budget.pause(&failure(FailureClass::Network, None), 0.5), Some(Duration::ZERO));
+        assert_eq!(budget.pause(&failure(FailureClass::Network, None), 0.5), None);
+        assert_eq!(Budget::spent().pause(&failure(FailureClass::RateLimit, Some(1)), 0.5), None);
     }
 
     #[test]

@@ -5,18 +5,22 @@ mod connections;
 
 use std::error::Error as StdError;
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use codex_control::endpoint::Endpoint;
+use codex_control::environment::{self, Environment};
 use codex_control::tables::{AuthKind, Protocol};
 use codex_control::{Secret, redact};
 use codex_translate::{Call, Failure, FailureClass};
-use http::{HeaderName, HeaderValue, Method, Request, Response, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use tokio::sync::OnceCell;
 
 pub(crate) use self::connections::Answer;
@@ -34,12 +38,14 @@ pub(crate) struct Upstream {
     base_url: String,
     auth: AuthKind,
     headers: Vec<(HeaderName, HeaderValue)>,
+    /// Between us and the provider, where the environment says so.
+    proxy: Option<Intercept>,
     connect_timeout: Duration,
     connections: OnceCell<Arc<Connections>>,
 }
 
 impl Upstream {
-    pub(crate) fn new(endpoint: &Endpoint) -> Self {
+    pub(crate) fn new(endpoint: &Endpoint, environment: &Environment) -> Self {
         let version = (endpoint.protocol == Protocol::AnthropicMessages).then(|| {
             // The translator's own calls carry it; the model list wants it, too.
             (HeaderName::from_static("anthropic-version"), HeaderValue::from_static("2023-06-01"))
@@ -54,6 +60,7 @@ impl Upstream {
         Self {
             base_url: endpoint.base_url.clone(),
             auth: endpoint.auth,
+            proxy: proxy(&endpoint.base_url, environment),
             headers,
             connect_timeout: Duration::from_secs(endpoint.limits.connect_timeout_s),
             connections: OnceCell::new(),
@@ -69,9 +76,14 @@ impl Upstream {
         call: &Call,
         body: Bytes,
         key: Option<&Secret>,
+        forwarded: &HeaderMap,
     ) -> Result<Response<Answer>, Failure> {
         let mut request = self.request(Method::POST, &call.path, call.query.as_deref(), key)?;
         let headers = request.headers_mut();
+        for (name, value) in forwarded {
+            // What the settings or the protocol say themselves goes first.
+            headers.entry(name).or_insert_with(|| value.clone());
+        }
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
         for (name, value) in &call.headers {
@@ -153,9 +165,14 @@ impl Upstream {
         }
         http.enforce_http(false);
         let config = tokio::task::spawn_blocking(tls_config).await.map_err(|error| network(&error.to_string()))??;
-        let https =
-            HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1().wrap_connector(http);
-        Ok(Connections::new(Connector::Tls(https)))
+        let https = HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1();
+        let Some(proxy) = &self.proxy else { return Ok(Connections::new(Connector::Tls(https.wrap_connector(http)))) };
+        let tunnel = Tunnel::new(proxy.uri().clone(), http);
+        let tunnel = match proxy.basic_auth() {
+            Some(auth) => tunnel.with_auth(auth.clone()),
+            None => tunnel,
+        };
+        Ok(Connections::new(Connector::Tunnel(https.wrap_connector(tunnel))))
     }
 
     fn unreachable(&self, error: &SendError) -> Failure {
@@ -172,7 +189,10 @@ impl Upstream {
             }
             next = cause.source();
         }
-        network(&format!("the provider at {} {what}{causes}", self.base_url))
+        // Its address may hold a password.
+        let through = self.proxy.as_ref().and_then(|proxy| proxy.uri().host());
+        let through = through.map(|host| format!(" through the proxy `{host}`")).unwrap_or_default();
+        network(&format!("the provider at {} {what}{through}{causes}", self.base_url))
     }
 }
 
@@ -185,6 +205,19 @@ fn host(uri: &Uri) -> Option<HeaderValue> {
         _ => HeaderValue::try_from(host),
     };
     host.ok()
+}
+
+/// The proxy to the provider at `base_url`: `HTTPS_PROXY`, unless `NO_PROXY` names the provider or it is on this machine.
+fn proxy(base_url: &str, environment: &Environment) -> Option<Intercept> {
+    let uri: Uri = base_url.parse().ok()?;
+    let host = uri.host()?.trim_matches(['[', ']']);
+    let is_here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    if is_here {
+        return None;
+    }
+    let first = |names: [&str; 2]| names.into_iter().find_map(|name| environment.get_str(name)).unwrap_or_default();
+    let matcher = Matcher::builder().https(first(environment::HTTPS_PROXY)).no(first(environment::NO_PROXY)).build();
+    matcher.intercept(&uri)
 }
 
 /// Reads the body of an error answer, as much of it as is of use.
@@ -216,4 +249,34 @@ fn tls_config() -> Result<rustls::ClientConfig, Failure> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_says_which_providers_are_behind_a_proxy() {
+        let environment: Environment =
+            [("HTTPS_PROXY", "http://user:pass@proxy.lan:3128"), ("NO_PROXY", "inner.lan,10.0.0.0/8")]
+                .into_iter()
+                .collect();
+        for (base_url, is_proxied) in [
+            ("https://api.example.com/v1", true),
+            ("http://api.example.com/v1", false),
+            ("https://llm.inner.lan/v1", false),
+            ("https://10.1.2.3/v1", false),
+            ("https://127.0.0.1:8443/v1", false),
+            ("https://localhost/v1", false),
+            ("https://[::1]:9/v1", false),
+        ] {
+            let proxy = proxy(base_url, &environment);
+            assert_eq!(proxy.is_some(), is_proxied, "{base_url}");
+            if let Some(proxy) = proxy {
+                assert_eq!(proxy.uri().host(), Some("proxy.lan"));
+                assert!(proxy.basic_auth().is_some());
+            }
+        }
+        assert!(proxy("https://api.example.com/v1", &Environment::default()).is_none());
+    }
 }

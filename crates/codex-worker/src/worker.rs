@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use codex_control::endpoint::Endpoint;
+use codex_control::environment::Environment;
 use codex_control::ipc::{Assignment, FromWorker, Problem};
 use codex_control::tables::Tables;
 use codex_control::token::{self, SEAL_KEY_BYTES, TokenError};
@@ -12,6 +13,7 @@ use codex_translate::history::earlier::Earlier;
 use tokio::sync::mpsc;
 
 use crate::credential::Credential;
+use crate::exhausted::Exhausted;
 use crate::learned::Learned;
 use crate::local_token::LocalToken;
 use crate::metrics::Metrics;
@@ -29,6 +31,7 @@ pub(crate) struct Worker {
     pub(crate) upstream: Upstream,
     pub(crate) models: Models,
     pub(crate) learned: Learned,
+    pub(crate) exhausted: Exhausted,
     /// What requests may continue. The lock protects it alone; nothing is awaited under it.
     earlier: Mutex<Earlier>,
     pub(crate) metrics: Metrics,
@@ -60,9 +63,10 @@ impl Worker {
             token: LocalToken::load(token_file)?,
             seal_key,
             credential: Credential::new(&endpoint, credential_file, seal_key),
-            upstream: Upstream::new(&endpoint),
+            upstream: Upstream::new(&endpoint, &Environment::from_process()),
             models: Models::new(&endpoint, models_cache_file),
             learned: Learned::load(learned_file),
+            exhausted: Exhausted::default(),
             earlier: Mutex::default(),
             metrics: Metrics::default(),
             started_at: Instant::now(),

@@ -624,7 +624,7 @@ impl Plan {
                 None => {}
             },
             Thinking::Adaptive if effort.is_some() => {
-                plan.effort = nearest(effort, &profile.efforts);
+                plan.effort = Effort::nearest(effort, &profile.efforts);
                 // What is not shown need not be sent; the state of it comes all the same.
                 let display = match request.reasoning.summary.as_deref() {
                     _ if !profile.allows("display") => "",
@@ -654,12 +654,6 @@ fn budget(effort: Effort, output_tokens: u64) -> u64 {
         Effort::XHigh | Effort::Max => 32_000,
     };
     wanted.min(output_tokens - ANSWER_TOKENS.min(output_tokens / 2))
-}
-
-/// The level nearest to `effort` that the model has: one below rather than one above.
-fn nearest(effort: Option<Effort>, levels: &[Effort]) -> Option<Effort> {
-    let below = levels.iter().filter(|level| Some(**level) <= effort).max();
-    below.or_else(|| levels.iter().min()).copied()
 }
 
 /// Whether the loop of calls and results that the request continues, if it does, may go on thinking.

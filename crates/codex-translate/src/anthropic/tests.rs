@@ -94,6 +94,7 @@ fn said_again(turns: &[Vec<Value>], thinking: Thinking, show_reasoning: bool) ->
             show_reasoning,
             compaction: false,
             keep_output: false,
+            continuations_max: 0,
         };
         let mut reply = Reply::new(Anthropic.decoder(&asked, &target), Framing::Sse, config);
         let mut out = Vec::new();

@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use super::{Effort, EmptyContent, MaxTokens, Profile, Replay};
+use crate::anthropic::Effort as Level;
 use crate::history::call_ids::{CallIds, Form};
 use crate::history::stand_in::{
     AUDIO_NOTE, DEVELOPER_LABEL, EMPTY_RESULT, IMAGE_NOTE, INVALID_ARGUMENTS, MISSING_RESULT, USER_FILLER, file_note,
@@ -560,7 +561,9 @@ fn write_tools(
     }
     let keywords = if profile.plain_schemas { schema::Keywords::Plain } else { schema::Keywords::Standard };
     out.extend_from_slice(br#","tools":"#);
-    for (index, (definition, tool)) in definitions.iter().zip(table.tools()).enumerate() {
+    let is_kept = offer::fitting(definitions, request, profile.tools_max);
+    let kept = definitions.iter().zip(table.tools()).zip(is_kept).filter_map(|(tool, is_kept)| is_kept.then_some(tool));
+    for (index, (definition, tool)) in kept.enumerate() {
         out.push(if index == 0 { b'[' } else { b',' });
         out.extend_from_slice(br#"{"type":"function","function":{"name":""#);
         out.extend_from_slice(tool.alias.as_bytes());
@@ -663,13 +666,21 @@ fn write_effort(out: &mut Vec<u8>, profile: &Profile, effort: Option<&str>) {
         Some("high" | "xhigh" | "max" | "ultra") => (true, "high"),
         _ => return,
     };
+    // A model with levels of its own is asked for the nearest of them.
+    let own = effort.and_then(Level::parse).and_then(|effort| Level::nearest(Some(effort), &profile.levels));
+    let own = own.or_else(|| Level::nearest(None, &profile.levels));
+    let level = own.map_or(level, Level::as_str);
     match profile.effort {
         Effort::None | Effort::ReasoningSplit => {}
         Effort::ReasoningEffort => member(out, profile, "reasoning_effort", &format!(r#""{level}""#)),
         Effort::ReasoningObject if thinks => member(out, profile, "reasoning", &format!(r#"{{"effort":"{level}"}}"#)),
         Effort::ReasoningObject => member(out, profile, "reasoning", r#"{"enabled":false}"#),
+        Effort::ThinkingAndEffort if thinks => {
+            member(out, profile, "thinking", r#"{"type":"enabled"}"#);
+            member(out, profile, "reasoning_effort", &format!(r#""{level}""#));
+        }
         Effort::Thinking if thinks => member(out, profile, "thinking", r#"{"type":"enabled"}"#),
-        Effort::Thinking => member(out, profile, "thinking", r#"{"type":"disabled"}"#),
+        Effort::Thinking | Effort::ThinkingAndEffort => member(out, profile, "thinking", r#"{"type":"disabled"}"#),
         Effort::EnableThinking => member(out, profile, "enable_thinking", if thinks { "true" } else { "false" }),
     }
 }

@@ -106,8 +106,20 @@ pub fn append(conversation: &mut Vec<u8>, answer: &[u8]) {
 /// # Errors
 /// [`ParseError::Json`] for a body that is not a JSON object.
 pub fn expand(body: &[u8], conversation: &[u8]) -> Result<Vec<u8>, ParseError> {
+    with_items(body, conversation, b"")
+}
+
+/// The request `body` with `items` behind its own input.
+///
+/// # Errors
+/// [`ParseError::Json`] for a body that is not a JSON object.
+pub fn extend(body: &[u8], items: &[u8]) -> Result<Vec<u8>, ParseError> {
+    with_items(body, b"", items)
+}
+
+fn with_items(body: &[u8], conversation: &[u8], behind: &[u8]) -> Result<Vec<u8>, ParseError> {
     let mut reader = Reader::new(json::utf8(body)?);
-    let mut out = Vec::with_capacity(body.len() + conversation.len());
+    let mut out = Vec::with_capacity(body.len() + conversation.len() + behind.len());
     let mut items = conversation.to_vec();
     out.push(b'{');
     reader.enter_object()?;
@@ -125,6 +137,7 @@ pub fn expand(body: &[u8], conversation: &[u8]) -> Result<Vec<u8>, ParseError> {
             out.push(b',');
         }
     }
+    append(&mut items, behind);
     out.extend_from_slice(b"\"input\":[");
     out.extend_from_slice(&items);
     out.extend_from_slice(b"]}");
@@ -173,6 +186,10 @@ mod tests {
         for (body, expected) in rows {
             assert_eq!(text(expand(body.as_bytes(), conversation)), expected);
         }
+        assert_eq!(
+            text(extend(br#"{"input":"hi","x":1}"#, b"{}")),
+            r#"{"x":1,"input":[{"type":"message","role":"user","content":"hi"},{}]}"#
+        );
         assert_eq!(text(items(br#"{"input":[ {"a":1} , {"b":2} ],"y":0}"#)).as_bytes(), conversation);
         assert_eq!(text(items(b"{}")), "");
         assert!(expand(b"[", conversation).is_err());

@@ -19,6 +19,11 @@ pub(crate) const IMAGE_LEFT_OUT_NOTE: &str = "[image left out: the conversation 
 /// In place of turns of a conversation that is too long.
 pub(crate) const LEFT_OUT_NOTE: &str =
     "[older parts of this conversation are left out here, since all of it is more than this model can read]";
+/// Asks a model whose answer has reached its output limit for the rest of it.
+pub(crate) const GO_ON_INSTRUCTION: &str = "\
+[your answer was cut off because it reached the limit of one answer. Write on from exactly where it stops, in the middle \
+of the word if need be: repeat nothing, say nothing about the interruption, begin with the very next character. If you \
+were about to call a tool, call it now]";
 /// Before the summary of a history that was compacted.
 pub(crate) const SUMMARY_LABEL: &str =
     "[summary of the conversation up to here; it replaces what was said and done before, go on from it]";

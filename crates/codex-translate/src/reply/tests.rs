@@ -13,6 +13,7 @@ use crate::sealed::{self, Opened, Part};
 use crate::{FailureClass, Request, StopReason, anthropic};
 
 mod compaction;
+mod limit;
 
 const SEAL_KEY: [u8; 32] = [7; 32];
 
@@ -35,6 +36,7 @@ fn config(tools: ToolTable) -> ReplyConfig {
         show_reasoning: true,
         compaction: false,
         keep_output: false,
+        continuations_max: 0,
     }
 }
 

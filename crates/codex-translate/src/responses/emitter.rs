@@ -25,7 +25,8 @@ use serde_json::{Map, Value, json};
 
 use super::event::{self, DeltaTemplate, Item, Object};
 use crate::delta::{StopReason, ToolCall, Usage};
-use crate::history::fit;
+use crate::history::stand_in::GO_ON_INSTRUCTION;
+use crate::history::{earlier, fit};
 use crate::json;
 use crate::reply::ReplyConfig;
 use crate::sealed::{self, Origin, Part};
@@ -82,6 +83,11 @@ pub struct Emitter {
     /// The summary so far, where one is asked for in place of an answer.
     summary: Option<String>,
     usage: Option<Usage>,
+    /// Counts of the parts of the answer before the present one, where it was gone on with.
+    usage_before: Vec<Usage>,
+    /// The answer goes on in the middle of a text.
+    is_going_on: bool,
+    has_call: bool,
     answer_bytes: usize,
     stage: Stage,
     is_over: bool,
@@ -134,6 +140,9 @@ impl Emitter {
             parts: Vec::new(),
             summary,
             usage: None,
+            usage_before: Vec::new(),
+            is_going_on: false,
+            has_call: false,
             answer_bytes: 0,
             stage: Stage::Nothing,
             is_over: false,
@@ -168,9 +177,55 @@ impl Emitter {
         self.answer_bytes > ANSWER_BYTES_MAX
     }
 
-    /// The counts that were set last.
-    pub fn usage(&self) -> Option<Usage> {
-        self.usage
+    /// What the answer has cost, all of its parts.
+    pub fn usage_spent(&self) -> Option<Usage> {
+        let parts = self.usage_before.iter().copied().chain(self.usage);
+        parts.reduce(|sum, part| Usage {
+            input_tokens: sum.input_tokens + part.input_tokens,
+            cached_tokens: sum.cached_tokens + part.cached_tokens,
+            output_tokens: sum.output_tokens + part.output_tokens,
+            reasoning_tokens: sum.reasoning_tokens + part.reasoning_tokens,
+            total_tokens: sum.total_tokens + part.total_tokens,
+        })
+    }
+
+    /// What Codex is told of it. It reads the total as the length of the conversation, and each part of an answer was
+    /// asked for with all of it: only what the parts have added counts.
+    fn usage_told(&self) -> Option<Usage> {
+        let Some(first) = self.usage_before.first() else { return self.usage };
+        let spent = self.usage_spent()?;
+        let Usage { input_tokens, cached_tokens, .. } = *first;
+        Some(Usage { input_tokens, cached_tokens, total_tokens: input_tokens + spent.output_tokens, ..spent })
+    }
+
+    /// Whether a call was written.
+    pub fn has_call(&self) -> bool {
+        self.has_call
+    }
+
+    /// Whether a text is open that is more than white space.
+    pub fn is_in_text(&self) -> bool {
+        matches!(&self.open, Open::Message { text, .. } if !text.trim_ascii().is_empty())
+    }
+
+    /// The items so far, the open text as one of them, and the request to go on with it.
+    pub fn so_far(&self) -> Vec<u8> {
+        let message = |role: &str, kind: &str, text: &str| {
+            json!({"type": "message", "role": role, "content": [{"type": kind, "text": text}]}).to_string()
+        };
+        let mut items = self.output.clone();
+        if let Open::Message { text, .. } = &self.open {
+            earlier::append(&mut items, message("assistant", "output_text", text).as_bytes());
+        }
+        earlier::append(&mut items, message("user", "input_text", GO_ON_INSTRUCTION).as_bytes());
+        items
+    }
+
+    /// What follows is the rest of the text that is open.
+    pub fn go_on(&mut self) {
+        self.is_going_on = true;
+        self.parts.clear();
+        self.usage_before.extend(self.usage.take());
     }
 
     /// The finished items, as JSON, separated by commas, where they are to be kept.
@@ -257,7 +312,7 @@ impl Emitter {
 
     /// Adds readable reasoning.
     pub fn reasoning(&mut self, text: &str, out: &mut Vec<u8>) {
-        if !self.config.show_reasoning || self.summary.is_some() {
+        if !self.config.show_reasoning || self.summary.is_some() || self.is_going_on {
             return;
         }
         if !matches!(self.open, Open::Reasoning { .. }) {
@@ -273,7 +328,8 @@ impl Emitter {
 
     /// Adds upstream state to the reasoning item that is open, or to the next one.
     pub fn opaque(&mut self, part: Part) {
-        if self.summary.is_none() {
+        // What was thought for the rest of a text belongs to a request that Codex knows nothing of.
+        if self.summary.is_none() && !self.is_going_on {
             self.parts.push(part);
         }
     }
@@ -356,6 +412,7 @@ impl Emitter {
 
     fn call(&mut self, call: &ToolCall, call_id: &str, out: &mut Vec<u8>) {
         self.begin_answer(out);
+        self.has_call = true;
         let tool = self.config.tools.resolve(&call.name).cloned();
         let namespace = tool.as_ref().and_then(|tool| tool.namespace.as_deref());
         let name = tool.as_ref().map_or(call.name.as_str(), |tool| tool.name.as_str());
@@ -600,7 +657,7 @@ impl Emitter {
                         error.string("message", message);
                     }),
                 }
-                if let Some(usage) = this.usage.filter(Usage::is_known) {
+                if let Some(usage) = this.usage_told().filter(Usage::is_known) {
                     let mut bytes = Vec::new();
                     event::usage(&mut bytes, &usage);
                     response.raw("usage", &bytes);

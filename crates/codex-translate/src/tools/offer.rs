@@ -1,9 +1,12 @@
 //! How tools are described, chosen and named for an upstream that knows only functions.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use super::{CUSTOM_ARGUMENT, Definition, LOCAL_SHELL, TOOL_SEARCH, ToolKind, ToolTable, preferred_alias, schema};
+use crate::Request;
 use crate::json::{Raw, Str};
+use crate::responses::request::Item;
 
 /// The local shell of old models is described by its type alone; this is the action it takes.
 pub(crate) const LOCAL_SHELL_PARAMETERS: &str = r#"{"type":"object","properties":{"command":{"type":"array","items":{"type":"string"},"description":"The program and its arguments."},"working_directory":{"type":"string"},"timeout_ms":{"type":"number"}},"required":["command"]}"#;
@@ -55,6 +58,33 @@ pub(crate) fn wants_web_search(tools_list: Raw<'_>) -> bool {
         let is_search = tool.get("type").and_then(Raw::as_str).is_some_and(|kind| kind.is("web_search"));
         is_search && tool.get("external_web_access").and_then(Raw::as_bool) != Some(false)
     })
+}
+
+/// Which of `definitions` fit into `tools_max`: Codex's own tools and those that the conversation has called go first,
+/// then the others in their order, so that what is left out are the last tools of MCP servers that nobody has used.
+pub(crate) fn fitting(definitions: &[&Definition<'_>], request: &Request<'_>, tools_max: Option<usize>) -> Vec<bool> {
+    let n_left_out = definitions.len().saturating_sub(tools_max.unwrap_or(usize::MAX));
+    if n_left_out == 0 {
+        return vec![true; definitions.len()];
+    }
+    let called: HashSet<(Option<&str>, &str)> = request
+        .input
+        .iter()
+        .filter_map(|item| match item {
+            Item::ToolCall(call) => Some((call.namespace.as_deref(), &*call.name)),
+            _ => None,
+        })
+        .collect();
+    let is_spare = |definition: &Definition<'_>| {
+        definition.namespace.is_some() && !called.contains(&(definition.namespace.as_deref(), &*definition.name))
+    };
+    let (spare, needed): (Vec<usize>, Vec<usize>) =
+        (0..definitions.len()).partition(|index| is_spare(definitions[*index]));
+    let mut is_kept = vec![true; definitions.len()];
+    for index in needed.into_iter().chain(spare).rev().take(n_left_out) {
+        is_kept[index] = false;
+    }
+    is_kept
 }
 
 /// Which tools the model may, or must, call.

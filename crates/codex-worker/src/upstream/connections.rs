@@ -20,6 +20,7 @@ use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1;
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -38,6 +39,8 @@ type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
 pub(super) enum Connector {
     Plain(HttpConnector),
     Tls(HttpsConnector<HttpConnector>),
+    /// Through a proxy, which sees no more than the provider's name.
+    Tunnel(HttpsConnector<Tunnel<HttpConnector>>),
 }
 
 /// Why there is no answer.
@@ -82,6 +85,7 @@ impl Connector {
         match self {
             Self::Plain(connector) => Ok(MaybeHttpsStream::Http(connector.clone().call(uri).await?)),
             Self::Tls(connector) => connector.clone().call(uri).await,
+            Self::Tunnel(connector) => connector.clone().call(uri).await,
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::service::Service;
 use crate::{Context, daemon, program, text};
 
 /// Time for a program to tell its version, and for systemd to answer a question.
-const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Looks at everything: Codex, the supervisor, files, and each endpoint up to a tool call
 ///

@@ -676,6 +676,13 @@ fn effort() {
             Effort::Thinking,
             known(&|index| json!({"thinking": {"type": if index < 2 { "disabled" } else { "enabled" }}})),
         ),
+        (
+            Effort::ThinkingAndEffort,
+            known(&|index| match index {
+                0 | 1 => json!({"thinking": {"type": "disabled"}}),
+                _ => json!({"thinking": {"type": "enabled"}, "reasoning_effort": low_to_high[index]}),
+            }),
+        ),
         (Effort::EnableThinking, known(&|index| json!({"enable_thinking": index >= 2}))),
         (Effort::ReasoningSplit, vec![json!({"reasoning_split": true}); 8]),
     ] {
@@ -687,6 +694,44 @@ fn effort() {
             let sent = options(&json!({"reasoning": {"effort": "banana"}}), Profile { effort, ..portable() });
             assert_eq!(sent, json!({}), "an unknown word is not passed on");
         }
+    }
+}
+
+#[test]
+fn a_model_with_levels_of_its_own_is_asked_for_the_nearest() {
+    let profile =
+        Profile { effort: Effort::ReasoningEffort, levels: vec![Level::Low, Level::High, Level::Max], ..portable() };
+    for (given, sent) in
+        [("none", "low"), ("low", "low"), ("medium", "low"), ("high", "high"), ("xhigh", "high"), ("max", "max")]
+    {
+        let options = options(&json!({"reasoning": {"effort": given}}), profile.clone());
+        assert_eq!(options, json!({"reasoning_effort": sent}), "{given}");
+    }
+}
+
+#[test]
+fn tools_beyond_the_limit_are_left_out_the_least_needed_first() {
+    let mcp = |name: &str| json!({"type": "function", "name": name, "parameters": {}});
+    let mut request = with_input(&json!([
+        user("q"),
+        {"type": "function_call", "call_id": "call_12345678", "namespace": "mcp__lab", "name": "three", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "call_12345678", "output": "x"},
+    ]));
+    request["tools"] = json!([
+        {"type": "namespace", "name": "mcp__lab", "tools": [mcp("one"), mcp("two"), mcp("three")]},
+        mcp("own"),
+    ]);
+    for (tools_max, expected) in [
+        (None, &["mcp__lab__one", "mcp__lab__two", "mcp__lab__three", "own"][..]),
+        (Some(4), &["mcp__lab__one", "mcp__lab__two", "mcp__lab__three", "own"]),
+        (Some(3), &["mcp__lab__one", "mcp__lab__three", "own"]),
+        (Some(2), &["mcp__lab__three", "own"]),
+        (Some(1), &["mcp__lab__three"]),
+    ] {
+        let body = encode_for(&request, &target(Profile { tools_max, ..portable() }));
+        let names: Vec<&str> =
+            body["tools"].as_array().unwrap().iter().map(|tool| tool["function"]["name"].as_str().unwrap()).collect();
+        assert_eq!(names, expected, "{tools_max:?}");
     }
 }
 

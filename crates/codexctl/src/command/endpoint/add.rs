@@ -179,6 +179,7 @@ fn settings(arguments: &Arguments, preset: Option<&Provider>) -> Result<Endpoint
         aliases: BTreeMap::new(),
         port: arguments.port.map_or(Port::Auto, Port::Fixed),
         headers: BTreeMap::new(),
+        forward_headers: Vec::new(),
         quirks: Vec::new(),
         model: Vec::new(),
     })
