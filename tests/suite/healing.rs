@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use codex_control::process::Process;
 use codex_control::rpc::EndpointState;
-use e2e::codex::Run;
+use e2e::codex::{self, Run};
 use e2e::home::{DEADLINE, PROVIDER_KEY, SandboxHome};
 use e2e::provider::{End, FakeProvider, Script, Step, When};
 use e2e::until::until;
@@ -58,9 +58,9 @@ fn codex_brings_us_back_in_the_middle_of_an_answer() {
         let home = SandboxHome::with_provider(&provider);
         let (address, killed_pid) = (home.address("scripted"), home.supervisor_pid());
         let codex = home.start_exec(&["Write."]);
-        provider.wait_held("killed", DEADLINE);
+        provider.wait_held("killed", codex::DEADLINE);
         let killed_at = kill_everything(&home);
-        provider.wait_requests(2, DEADLINE);
+        provider.wait_requests(2, codex::DEADLINE);
         times.push(killed_at.elapsed());
         let run = Run::finish(codex);
         assert_eq!(run.code, 0, "{}", run.shown());
@@ -88,7 +88,7 @@ fn codex_brings_us_back_between_two_requests_and_says_nothing() {
         let home = SandboxHome::with_provider(&provider);
         let (address, killed_pid) = (home.address("scripted"), home.supervisor_pid());
         let codex = home.start_exec(&["Wait."]);
-        until("the end of the first answer", DEADLINE, || provider.requests().first()?.end);
+        until("the end of the first answer", codex::DEADLINE, || provider.requests().first()?.end);
         kill_everything(&home);
         home.write("work/go", "");
         let run = Run::finish(codex);
@@ -115,7 +115,7 @@ fn a_rotated_token_reaches_a_codex_that_runs() {
     // A Codex that does not ask for the token by itself: only a refusal can tell it.
     let never = "model_providers.supervised.auth.refresh_interval_ms=3600000";
     let codex = home.start_exec(&["-c", never, "Wait."]);
-    until("the end of the first answer", DEADLINE, || provider.requests().first()?.end);
+    until("the end of the first answer", codex::DEADLINE, || provider.requests().first()?.end);
     home.ctl(&["token", "--rotate", "scripted"]).ok();
     let between = format!("Bearer {}", home.token("scripted"));
     assert_eq!([&before, &between].map(|bearer| status(bearer)), [200, 200], "both are good for a while");

@@ -20,6 +20,7 @@ pub struct Paths {
     cache: PathBuf,
     runtime: PathBuf,
     codex_home: PathBuf,
+    original_cache: PathBuf,
 }
 
 /// Why no paths can be made.
@@ -56,6 +57,7 @@ impl Paths {
             config: absolute(environment::XDG_CONFIG_HOME).unwrap_or_else(|| home.join(".config")).join(FOLDER),
             cache: absolute(environment::XDG_CACHE_HOME).unwrap_or_else(|| home.join(".cache")).join(FOLDER),
             codex_home: absolute(environment::CODEX_HOME).unwrap_or_else(|| home.join(".codex")),
+            original_cache: home.join(".cache/codex-proxy"),
             state,
             runtime,
         };
@@ -100,6 +102,21 @@ impl Paths {
     /// Codex's own settings.
     pub fn codex_config(&self) -> PathBuf {
         self.codex_home.join("config.toml")
+    }
+
+    /// The endpoints of the original launcher, which only `codexctl import` reads.
+    pub fn original_endpoints(&self) -> PathBuf {
+        self.codex_home.join("endpoints.json")
+    }
+
+    /// Its pools of several providers.
+    pub fn original_pools(&self) -> PathBuf {
+        self.codex_home.join("bgp-pools.json")
+    }
+
+    /// Where it keeps everything else: logs, tokens, the files of its proxies.
+    pub fn original_cache(&self) -> &Path {
+        &self.original_cache
     }
 
     /// The person's settings and endpoints.

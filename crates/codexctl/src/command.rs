@@ -3,11 +3,13 @@
 mod completions;
 mod doctor;
 mod endpoint;
+mod export;
+mod import;
 mod launch;
 mod login;
 mod logout;
 mod logs;
-mod models;
+pub(crate) mod models;
 mod presets;
 mod restore;
 mod rpc;
@@ -64,6 +66,8 @@ pub(crate) enum Command {
     Usage(usage::Arguments),
     Logs(logs::Arguments),
     Doctor(doctor::Arguments),
+    Import(import::Arguments),
+    Export(export::Arguments),
     Rpc(rpc::Arguments),
     Completions(completions::Arguments),
 }
@@ -95,6 +99,8 @@ pub(crate) fn run(ctx: &Context, command: Command) -> Result<ExitCode, Failure> 
         Command::Usage(arguments) => usage::run(ctx, &arguments),
         Command::Logs(arguments) => logs::run(ctx, &arguments),
         Command::Doctor(arguments) => doctor::run(ctx, &arguments),
+        Command::Import(arguments) => import::run(ctx, &arguments),
+        Command::Export(arguments) => export::run(ctx, &arguments),
         Command::Rpc(arguments) => rpc::run(ctx, &arguments),
         Command::Completions(arguments) => completions::run(ctx, &arguments),
     };

@@ -1,13 +1,17 @@
 //! Where the key of an endpoint comes from when a person gives one: hidden input, a pipe, a file, a variable, or a
 //! program that is asked each time. A key never stands in an argument, an answer or a message.
 
+use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use codex_control::Secret;
 use codex_control::credentials::{self, CREDENTIAL_BYTES_MAX};
+use codex_control::files;
 use codex_control::report;
+
+use rustix::fs::FlockOperation;
 
 use crate::Context;
 use crate::failure::Failure;
@@ -99,5 +103,22 @@ fn checked(key: &Secret, what: impl Fn() -> String) -> Result<Secret, Failure> {
     match credentials::validated(key.expose()) {
         Ok(trimmed) => Ok(Secret::new(trimmed.to_owned())),
         Err(error) => Err(Failure::new(format!("{}: {}", what(), report::chain(&error)))),
+    }
+}
+
+/// Holds the credentials store for one command that changes it; released when dropped.
+pub(crate) fn lock_store(ctx: &Context) -> Result<File, Failure> {
+    let folder: PathBuf = ctx.paths.credentials_folder();
+    let made =
+        files::create_private_folder(ctx.paths.config_folder()).and_then(|()| files::create_private_folder(&folder));
+    made.map_err(|error| Failure::from_error(&error))?;
+    let failed = |reason: String| Failure::new(format!("the credentials store `{}` {reason}", folder.display()));
+    let handle = File::open(&folder).map_err(|error| failed(format!("cannot be opened: {error}")))?;
+    match rustix::fs::flock(&handle, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(handle),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(failed("is in use by another `codexctl`".to_owned()).hint("try again when that has ended"))
+        }
+        Err(error) => Err(failed(format!("cannot be locked: {error}"))),
     }
 }

@@ -7,6 +7,7 @@
 //! | [`probe`], [`checkup`], [`http`] | trying an endpoint out, asking its worker |
 //! | [`codex_config`] | Codex's own `config.toml`, for the commands that change it |
 //! | [`key`] | where a key comes from |
+//! | [`profile`], [`original`] | settings in one file: ours, and those of the original launcher |
 //! | [`program`] | finding other programs, running them for a moment |
 //! | [`session`] | running Codex, and ending what it leaves behind |
 //! | [`since`] | how far back a question reaches |
@@ -23,8 +24,10 @@ mod daemon;
 mod failure;
 mod http;
 mod key;
+mod original;
 mod output;
 mod probe;
+mod profile;
 mod program;
 mod service;
 mod session;

@@ -2,7 +2,7 @@
 
 mod add;
 mod default;
-mod edit;
+pub(crate) mod edit;
 mod list;
 mod rm;
 mod set;

@@ -231,7 +231,7 @@ fn two_commands_do_not_add_at_once() {
     rustix::fs::flock(&other, FlockOperation::LockShared).unwrap();
     let ended = home.run_with_input(&["endpoint", "add", "--preset", "zai"], KEY);
     let message = format!(
-        "the credentials store `{}` is in use by another `codexctl endpoint add`",
+        "the credentials store `{}` is in use by another `codexctl`",
         home.paths.credentials_folder().display()
     );
     ended.failed(1, &message, Some("try again when that has ended"));

@@ -11,6 +11,7 @@ mod daemon;
 mod edit;
 mod endpoint;
 mod errors;
+mod import;
 mod install;
 mod launch;
 mod logs;

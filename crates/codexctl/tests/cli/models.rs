@@ -33,6 +33,17 @@ glm-4.7 (default)  GLM 4.7  200 k    text   low, high
 }
 
 #[test]
+fn models_are_added_to_those_that_are_offered() {
+    let (home, _worker, supervisor) = serve(200, &json!({ "models": [{ "slug": "glm-4.7" }, { "slug": "glm-5" }] }));
+    home.run(&["models", "zai", "--add", "glm-5, my/\"odd\" one\nlast,,\n"]).succeeded();
+    let (_, params) = supervisor.calls().into_iter().find(|(method, _)| method == "endpoint.set").unwrap();
+    let value: toml::Table = toml::from_str(&format!("models = {}", params["value"].as_str().unwrap())).unwrap();
+    assert_eq!((&params["id"], &params["key"]), (&json!("zai"), &json!("models")));
+    assert_eq!(serde_json::to_value(&value["models"]).unwrap(), json!(["glm-4.7", "glm-5", "my/\"odd\" one", "last"]));
+    home.run(&["models", "zai", "--add", " , "]).failed(2, "`--add` names no model", None);
+}
+
+#[test]
 fn an_old_list_and_a_missing_one_say_why() {
     let (home, _worker, _supervisor) =
         serve(200, &json!({ "models": [], "problem": { "message": "no network", "hint": "is there one?" } }));

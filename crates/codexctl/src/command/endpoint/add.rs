@@ -4,8 +4,6 @@
 //! supervisor, and if that fails the credentials store is put back as it was: nothing is ever half added.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::path::PathBuf;
 
 use clap::ValueEnum;
 use codex_control::credentials;
@@ -18,13 +16,12 @@ use codex_control::settings::edit::{self, Edit, EditError};
 use codex_control::settings::{AuthSettings, EndpointSettings, Port, SETTINGS_BYTES_MAX, Settings};
 use codex_control::tables::{AuthKind, Protocol, Provider, Tables};
 use codex_control::{EndpointId, Secret};
-use rustix::fs::FlockOperation;
 use serde_json::json;
 
 use crate::client::{CALL_TIMEOUT, Client};
 use crate::command::presets;
 use crate::failure::Failure;
-use crate::key::{Question, StoredKeyArguments};
+use crate::key::{self, Question, StoredKeyArguments};
 use crate::{Context, daemon, output, probe, program, text};
 
 /// Adds an endpoint, stores its key, and tries it out
@@ -229,7 +226,7 @@ fn add(
 ) -> Result<(), Failure> {
     let id = &settings.id;
     // Two commands that add the same id at once must not store and remove each other's key.
-    let _guard = lock_credentials(ctx)?;
+    let _guard = key::lock_store(ctx)?;
     check(ctx, tables, settings)?;
     let failed = |error: credentials::CredentialError| Failure::from_error(&error);
     let before = match key {
@@ -250,23 +247,6 @@ fn add(
         }
     }
     Err(error.into())
-}
-
-/// Holds the credentials store for one adding command; released when dropped.
-fn lock_credentials(ctx: &Context) -> Result<File, Failure> {
-    let folder: PathBuf = ctx.paths.credentials_folder();
-    let made =
-        files::create_private_folder(ctx.paths.config_folder()).and_then(|()| files::create_private_folder(&folder));
-    made.map_err(|error| Failure::from_error(&error))?;
-    let failed = |reason: String| Failure::new(format!("the credentials store `{}` {reason}", folder.display()));
-    let handle = File::open(&folder).map_err(|error| failed(format!("cannot be opened: {error}")))?;
-    match rustix::fs::flock(&handle, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(handle),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(failed("is in use by another `codexctl endpoint add`".to_owned()).hint("try again when that has ended"))
-        }
-        Err(error) => Err(failed(format!("cannot be locked: {error}"))),
-    }
 }
 
 fn key_place(ctx: &Context, endpoint: &Endpoint) -> String {

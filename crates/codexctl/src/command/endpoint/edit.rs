@@ -170,7 +170,7 @@ fn warn_unresolved(ctx: &Context, path: &Path, bytes: &[u8]) {
 }
 
 /// Tells a running supervisor; says whether there is one.
-fn reload(ctx: &Context) -> Result<bool, Failure> {
+pub(crate) fn reload(ctx: &Context) -> Result<bool, Failure> {
     let Some(mut client) = daemon::find(ctx)? else {
         return Ok(false);
     };
