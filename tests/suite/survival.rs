@@ -1,6 +1,6 @@
 //! A worker is killed under a running task: the listener stays, and Codex goes on.
 
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, ScopedJoinHandle};
@@ -13,6 +13,7 @@ use e2e::home::{DEADLINE, PROVIDER_KEY, SandboxHome};
 use e2e::provider::{End, FakeProvider, Script, Step, When};
 use e2e::until::until;
 use rustix::process::Signal;
+use serde_json::json;
 
 /// Pause between two probes: at this rate the connections of a one-second gap still fit into the listener's backlog.
 const PROBE_INTERVAL: Duration = Duration::from_millis(2);
@@ -94,6 +95,36 @@ fn a_task_completes_though_each_of_its_streams_is_killed_once() {
     let ends: Vec<_> = requests.iter().map(|request| request.end).collect();
     assert_eq!(ends, [End::ClientGone, End::Complete].repeat(3).into_iter().map(Some).collect::<Vec<_>>());
     assert_eq!(home.endpoint("scripted").restarts_total, 3);
+}
+
+/// The connection waits at the old worker, which has been told to end; its request comes after that.
+#[test]
+fn who_has_just_connected_to_a_worker_that_is_replaced_is_answered() {
+    let provider =
+        FakeProvider::start(Script::new().key(PROVIDER_KEY).always(When::user("Late."), [Step::text("Not too late.")]));
+    let home = SandboxHome::with_provider(&provider);
+    let before = home.wait_state("scripted", EndpointState::Running);
+    let mut connection = TcpStream::connect(home.address("scripted")).expect("the endpoint listens");
+    until("the worker to accept it", DEADLINE, || {
+        (home.endpoint("scripted").counters.connections_open > 0).then_some(())
+    });
+    home.rpc("endpoint.restart", json!({ "id": "scripted" })).expect("it can be restarted");
+    until("the next worker", DEADLINE, || {
+        let now = home.endpoint("scripted");
+        (now.state == EndpointState::Running && now.generation > before.generation).then_some(())
+    });
+    let body = json!({ "model": "scripted", "stream": true, "input": "Late." }).to_string();
+    let head = format!(
+        "POST /v1/responses HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        home.address("scripted"),
+        home.token("scripted"),
+        body.len()
+    );
+    connection.write_all((head + &body).as_bytes()).expect("the connection is open");
+    connection.set_read_timeout(Some(DEADLINE)).expect("the time is not zero");
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).expect("it is answered to the end");
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("response.completed"), "{answer}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -14,7 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -32,6 +33,8 @@ const HEAD_BYTES_MAX: usize = 256 * 1024;
 /// Pause after an `accept` that failed for want of descriptors or memory, before the next try: a guest that was sent
 /// away has given its descriptor back by then.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Time the first request of a new connection has to arrive while the worker drains.
+const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(2);
 /// Time the last bytes of ended streams get to leave, beyond the drain's own deadline.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -150,7 +153,11 @@ async fn connection(worker: Arc<Worker>, door: &Door, stream: TcpStream, drain: 
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
+    let (has_asked, first_request) = (AtomicBool::new(false), Notify::new());
     let service = service_fn(|request| {
+        if !has_asked.swap(true, Relaxed) {
+            first_request.notify_one();
+        }
         let (worker, drain) = (Arc::clone(&worker), drain.clone());
         let visitor = &visitor;
         // hyper keeps the room of this future as long as the connection lives: a box is gone with the head of the answer.
@@ -167,8 +174,16 @@ async fn connection(worker: Arc<Worker>, door: &Door, stream: TcpStream, drain: 
     let ended = tokio::select! {
         ended = &mut connection => ended,
         () = drain.begun() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            // A graceful shutdown would close a connection whose first request has not been read yet, and whoever has
+            // connected to this worker can be answered by no other.
+            let first = tokio::time::timeout(FIRST_REQUEST_WITHIN, first_request.notified());
+            tokio::select! {
+                ended = &mut connection => ended,
+                _ = first => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
         }
         () = visitor.sent_away() => {
             tracing::debug!("a silent connection made room for another");

@@ -78,11 +78,7 @@ static MODELS_ETAG: HeaderName = HeaderName::from_static("x-models-etag");
 /// Answers `POST /responses`.
 pub(crate) async fn answer(worker: &Arc<Worker>, request: Request<Incoming>, drain: Drain) -> Response<Body> {
     let desk = Desk::new(Account::new(worker));
-    if drain.has_begun() {
-        // Only a request on a connection that was open before: Codex tries again, on a new one, at the next worker.
-        let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "this worker is being replaced");
-        return refusal.into_response(&desk);
-    }
+    // A request is answered while this worker drains, too: it came on a connection that no other can answer.
     desk.lock().forwarded = forwarded(worker, request.headers());
     let body = match body::read(request, worker.endpoint.limits.body_bytes_max).await {
         Ok(body) => body,
