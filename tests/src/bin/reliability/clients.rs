@@ -13,6 +13,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// Longest wait for anything: whatever takes longer hangs for good.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest silence of a stream: longer than anything is frozen.
+const STREAM_PATIENCE: Duration = Duration::from_mins(3);
 /// Pause between two connections of a [`Knocker`]: those of a one-second gap still fit into the listener's backlog.
 const KNOCK_INTERVAL: Duration = Duration::from_millis(2);
 /// Pause between two short requests of one client.
@@ -100,7 +102,7 @@ async fn follow(address: SocketAddr, token: &str, counts: &Counts) -> io::Result
     stream.write_all((head + &body).as_bytes()).await?;
     let (mut pending, mut next, mut is_flowing) = (Vec::new(), 0_u64, false);
     loop {
-        if tokio::time::timeout(PATIENCE, stream.read_buf(&mut pending)).await?? == 0 {
+        if tokio::time::timeout(STREAM_PATIENCE, stream.read_buf(&mut pending)).await?? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {

@@ -10,6 +10,9 @@ use tokio::sync::watch;
 /// Pause between two words: often enough that a cut shows at once.
 const DRIP_INTERVAL: Duration = Duration::from_millis(250);
 
+/// A request with these words is answered with one.
+const SHORT: &[u8] = b"Load.";
+
 /// A running provider; it ends with the program.
 pub(crate) struct Drip {
     address: SocketAddr,
@@ -69,6 +72,7 @@ async fn serve(mut stream: TcpStream, mut enough: watch::Receiver<bool>) -> std:
                 return Ok(());
             }
         }
+        let is_short = pending[..end].windows(SHORT.len()).any(|window| window == SHORT);
         pending.drain(..end);
         if head.starts_with("get ") {
             let body = r#"{"object":"list","data":[{"id":"scripted","object":"model"}]}"#;
@@ -81,7 +85,7 @@ async fn serve(mut stream: TcpStream, mut enough: watch::Receiver<bool>) -> std:
             .await?;
         loop {
             stream.write_all(chunk(r#"{"content":"drip "}"#, "null").as_bytes()).await?;
-            if *enough.borrow() {
+            if is_short || *enough.borrow() {
                 break;
             }
             // The sender lives as long as the program.

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Parser, ValueEnum};
+use codex_control::descriptors;
 use codex_control::process::Process;
 use e2e::codex::Run;
 use e2e::home::{PROVIDER_KEY, scripted_endpoint};
@@ -94,7 +95,7 @@ const ADOPTS: Duration = Duration::from_millis(250);
 const SERVES: Duration = Duration::from_millis(500);
 /// SIGSTOP to an answer of the next worker.
 const REPLACES_STUCK: Duration = Duration::from_secs(2);
-/// Stop to the terminal event of each stream, and to the end of everything.
+/// Stop to the terminal event of the last stream.
 const STOPS: Duration = Duration::from_secs(5);
 /// Streams opened anew before each event, so that each generation has some.
 const STREAMS_MORE: usize = 5;
@@ -107,6 +108,8 @@ const OVERSUBSCRIPTION: usize = 3;
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
+    // Each stream has three ends here: the client's, and both of the provider's connection.
+    descriptors::raise_limit();
     match options.part {
         Part::Worker => kill_workers(&options),
         Part::Replace => replace(&options),
@@ -166,10 +169,15 @@ fn flowing(options: &Options, rig: &Rig) -> anyhow::Result<Streams> {
 }
 
 /// All streams must end well, and nobody may have been refused.
-fn judge_streams(streams: &Streams, drip: &Drip, knocker: Knocker) -> anyhow::Result<()> {
+fn judge_streams(streams: &Streams, drip: &Drip, knocker: Knocker, load: Load) -> anyhow::Result<()> {
     drip.enough();
     let events = streams.finish()?;
-    let knocks = knocker.finish();
+    let (knocks, asked) = (knocker.finish(), load.finish());
+    println!(
+        "  requests: {} answered, {} cut, {} refused, {} odd",
+        asked.answered, asked.cut, asked.refused, asked.odd
+    );
+    ensure!(asked.cut + asked.refused + asked.odd == 0 && asked.answered > 0, "requests were not answered");
     println!("  streams: {} opened, {} broken, {events} events", streams.opened(), streams.broken());
     println!("  connections: {} made, {} refused", knocks.connected, knocks.refused);
     ensure!(streams.broken() == 0 && knocks.refused == 0, "streams were broken or connections refused");
@@ -248,7 +256,7 @@ fn replace(options: &Options) -> anyhow::Result<()> {
     let drip = Drip::start()?;
     let rig = rig(options, &drip.base_url())?;
     let address = rig.address()?;
-    let knocker = Knocker::start(address);
+    let (knocker, load) = (Knocker::start(address), Load::start(address, &rig.token()?, 2));
     let mut streams = flowing(options, &rig)?;
     for (what, act) in [
         ("replaced", (|rig, _| rig.ctl(&["restart", rig::ENDPOINT])) as fn(&Rig, u32) -> anyhow::Result<()>),
@@ -268,9 +276,9 @@ fn replace(options: &Options) -> anyhow::Result<()> {
         }
         times.judge(&format!("{what}, until the next worker serves"), options, &[])?;
     }
-    judge_streams(&streams, &drip, knocker)?;
+    judge_streams(&streams, &drip, knocker, load)?;
     // With their streams the replaced workers end, too.
-    wait("the replaced workers to end", || (rig.processes() == (1, 1)).then_some(()))?;
+    rig.wait_single()?;
     rig.stop()
 }
 
@@ -278,7 +286,8 @@ fn kill_supervisors(options: &Options) -> anyhow::Result<()> {
     println!("supervisor killed {} times", options.count);
     let drip = Drip::start()?;
     let rig = rig(options, &drip.base_url())?;
-    let knocker = Knocker::start(rig.address()?);
+    let address = rig.address()?;
+    let (knocker, load) = (Knocker::start(address), Load::start(address, &rig.token()?, 2));
     let mut streams = flowing(options, &rig)?;
     let before = rig.wait_running()?;
     let (mut back, mut adopted) = (Times::default(), Times::default());
@@ -293,11 +302,11 @@ fn kill_supervisors(options: &Options) -> anyhow::Result<()> {
             now.worker_pid,
             before.worker_pid
         );
-        ensure!(rig.processes() == (1, 1), "time {n}: {:?} supervisors and workers", rig.processes());
+        rig.wait_single().with_context(|| format!("time {n}"))?;
         ensure!(streams.broken() == 0, "time {n}: {} streams are broken", streams.broken());
         adopted.add(rig.adoption()?);
     }
-    judge_streams(&streams, &drip, knocker)?;
+    judge_streams(&streams, &drip, knocker, load)?;
     back.judge("kill to a supervised worker", options, &[])?;
     adopted.judge("start of the next supervisor to adoption", options, &[(100, ADOPTS)])?;
     rig.stop()
@@ -319,7 +328,7 @@ fn kill_both(options: &Options) -> anyhow::Result<()> {
         rig.ctl(&["start"])?;
         times.add(answers_after(address, at)?);
         rig.wait_running()?;
-        ensure!(rig.processes() == (1, 1), "time {n}: {:?} supervisors and workers", rig.processes());
+        rig.wait_single().with_context(|| format!("time {n}"))?;
     }
     if let Some(knocks) = knocker.map(Knocker::finish) {
         println!("  connections: {} made, {} refused", knocks.connected, knocks.refused);
@@ -332,18 +341,23 @@ fn kill_both(options: &Options) -> anyhow::Result<()> {
 fn stop(options: &Options) -> anyhow::Result<()> {
     println!("stopped {} times with {} streams", options.count, options.streams);
     let drip = Drip::start()?;
-    let mut times = Times::default();
+    let (mut told, mut ended) = (Times::default(), Times::default());
     for n in 0..options.count {
         let rig = rig(options, &drip.base_url())?;
         let streams = flowing(options, &rig)?;
         let at = Instant::now();
-        rig.stop()?;
-        times.add(at.elapsed());
-        streams.finish()?;
+        let all_told = std::thread::scope(|scope| -> anyhow::Result<Duration> {
+            let watch = scope.spawn(|| streams.finish().map(|_| at.elapsed()));
+            rig.stop()?;
+            watch.join().expect("it does not panic")
+        })?;
+        told.add(all_told);
+        ended.add(at.elapsed());
         ensure!(streams.cut() == 0, "time {n}: {} streams had no terminal event", streams.cut());
     }
     println!("  streams: each had its terminal event");
-    times.judge("stop to the end of everything", options, &[(100, STOPS)])
+    ended.judge("stop to the end of everything", options, &[])?;
+    told.judge("stop to the terminal event of the last stream", options, &[(100, STOPS)])
 }
 
 fn stick(options: &Options) -> anyhow::Result<()> {

@@ -15,7 +15,6 @@ use codex_control::rpc::{DaemonStatus, EndpointState, EndpointStatus};
 use codex_control::{EndpointId, credentials, token};
 use e2e::home::{PROVIDER_KEY, SandboxHome, binaries, call};
 use e2e::leftovers;
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -31,6 +30,13 @@ pub(crate) struct Rig {
     environment: Vec<(String, String)>,
     paths: Paths,
     programs: PathBuf,
+}
+
+/// After a failure: what happened is told, not what that leaves.
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let _ = self.ctl(&["stop"]); // fails when it has stopped already
+    }
 }
 
 impl Rig {
@@ -156,8 +162,15 @@ impl Rig {
         Ok(())
     }
 
+    /// Waits until there is one supervisor with one worker. A worker that was being started when its supervisor was
+    /// killed finds nobody who knows it and ends, before it has served anything.
+    pub(crate) fn wait_single(&self) -> anyhow::Result<()> {
+        wait("one supervisor and one worker", || (self.processes() == (1, 1)).then_some(()))
+            .with_context(|| format!("there are {:?} supervisors and workers", self.processes()))
+    }
+
     /// How many supervisors and workers there are.
-    pub(crate) fn processes(&self) -> (usize, usize) {
+    fn processes(&self) -> (usize, usize) {
         let home = self.environment.iter().find(|(name, _)| name == "HOME").map(|(_, value)| value.clone());
         let processes = leftovers::processes(Path::new(&home.unwrap_or_default()));
         let count = |name: &str| {
@@ -180,7 +193,7 @@ impl Rig {
     }
 
     /// Stops everything and looks whether something is left.
-    pub(crate) fn stop(self) -> anyhow::Result<()> {
+    pub(crate) fn stop(&self) -> anyhow::Result<()> {
         self.ctl(&["stop"])?;
         wait("all processes to end", || (self.processes() == (0, 0)).then_some(()))
     }
@@ -202,9 +215,7 @@ fn time_of_day(line: &str) -> anyhow::Result<Duration> {
 pub(crate) fn kill(process: &Process) -> anyhow::Result<Instant> {
     let at = Instant::now();
     ensure!(process.signal(Signal::KILL)?, "the process had ended before");
-    let mut ended = [PollFd::new(process, PollFlags::IN)];
-    let patience = Timespec::try_from(PATIENCE)?;
-    ensure!(rustix::event::poll(&mut ended, Some(&patience))? > 0, "a killed process does not end");
+    ensure!(process.ends_within(PATIENCE), "a killed process does not end");
     Ok(at)
 }
 
