@@ -7,6 +7,8 @@
 //!   Ready                     ─────────────►  it accepts connections
 //!   Heartbeat every 500 ms    ─────────────►
 //!   Finished per request      ─────────────►
+//!   Signals                   ─────────────►
+//!   ◄───────────── ForgetLearned, RetryNow    (any number of times)
 //!   ◄───────────── Drain
 //!   Drained                   ─────────────►  and it exits
 //! ```
@@ -24,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::EndpointId;
 use crate::endpoint::Endpoint;
+use crate::incident::Signal;
 use crate::process::Identity;
 
 /// Grows with every change of a message: both sides refuse another version with a clear error.
@@ -36,6 +39,9 @@ pub const HEARTBEATS_MISSED_MAX: u32 = 3;
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Reports a worker keeps for the supervisor while the socket is down; the oldest are dropped and counted.
 pub const REPORTS_QUEUED_MAX: usize = 1024;
+
+/// Most signals in one message.
+pub const SIGNALS_MAX: usize = 256;
 
 /// From worker to supervisor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,6 +61,9 @@ pub enum FromWorker {
     Problem(Option<Problem>),
     /// All streams have ended after a Drain; the process exits.
     Drained,
+    /// What it has seen that may mean a fault, or the end of one; at most [`SIGNALS_MAX`] at once, oldest first. All
+    /// are about the worker's own endpoint.
+    Signals(Vec<Signal>),
 }
 
 /// From supervisor to worker.
@@ -67,6 +76,10 @@ pub enum ToWorker {
         /// Time for open streams; after it they get a terminal event.
         deadline_ms: u64,
     },
+    /// Forget what refusals of the provider have taught.
+    ForgetLearned,
+    /// Requests that wait before they try again are to try at once.
+    RetryNow,
 }
 
 /// Who a worker is.

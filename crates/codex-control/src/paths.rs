@@ -169,6 +169,11 @@ impl Paths {
         self.state.join("stopped.json")
     }
 
+    /// Changes to endpoints that actions have made, remembered.
+    pub fn standing(&self) -> PathBuf {
+        self.state.join("standing.json")
+    }
+
     /// Database of usage and incidents.
     pub fn database(&self) -> PathBuf {
         self.state.join("state.db")

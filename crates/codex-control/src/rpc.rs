@@ -22,8 +22,20 @@
 //! | `session.list` | – | `[`[`session::Status`]`]` |
 //! | `config.show` | – | `[`[`ConfigStatus`]`]` |
 //! | `config.restore` | – | `[`[`ConfigStatus`]`]`, with nothing of ours in any file |
+//! | `incident.list` | [`IncidentListParams`] | `[`[`Incident`]`]`, newest first |
+//! | `incident.show` | [`IncidentParams`] | [`Incident`] |
+//! | `incident.counts` | [`UsageParams`] | [`IncidentCounts`] |
+//! | `incident.simulate` | [`SimulateParams`] | [`Simulation`] |
+//! | `incident.report` | a [`Signal`]: what another program of the person has seen | `null` |
+//! | `incident.store` | – | the original's `incident-store.json` |
+//! | `incident.import` | the original's `incident-store.json` | [`Imported`] |
+//! | `action.list` | – | `[`[`ActionLine`]`]` |
+//! | `action.cancel`, `action.approve` | [`ActionParams`] | [`ActionLine`] |
+//! | `monitor.show` | – | [`MonitorStatus`] |
+//! | `monitor.set` | [`MonitorSetParams`] | [`MonitorStatus`] |
 //! | `events.subscribe` | – | `null`, then `event` notifications with an [`Event`] each |
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -31,10 +43,14 @@ use serde_json::Value;
 
 use crate::EndpointId;
 use crate::endpoint::Endpoint;
+#[expect(unused_imports, reason = "named in the documentation")]
+use crate::incident::Signal;
+use crate::incident::{ActionId, Attempt, Fault, Incident, IncidentId};
 use crate::ipc::{Counters, Problem};
 use crate::session;
 #[expect(unused_imports, reason = "named in the documentation")]
 use crate::settings::EndpointSettings;
+use crate::settings::MonitorSettings;
 use crate::tables::Protocol;
 
 /// Longest line in either direction.
@@ -177,6 +193,9 @@ pub struct DaemonStatus {
     /// State of `state.db`.
     #[serde(default)]
     pub database: DatabaseStatus,
+    /// Incidents that need the person; `codexctl incidents` lists them.
+    #[serde(default)]
+    pub incidents_alerted: u64,
     /// The endpoint used when a command names none.
     pub default_endpoint: Option<EndpointId>,
     /// Every endpoint, in the order of the file.
@@ -207,6 +226,147 @@ pub struct DatabaseStatus {
 pub struct UsageParams {
     /// Unix milliseconds from which on; absent: everything that is kept.
     pub since_ms: Option<u64>,
+}
+
+/// Asks for incidents.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IncidentListParams {
+    /// Unix milliseconds: those that changed since; absent: all that are kept.
+    pub since_ms: Option<u64>,
+    /// Those of one endpoint only.
+    pub endpoint: Option<EndpointId>,
+    /// Those with a smaller number only: how a long list is asked for in parts.
+    pub before: Option<IncidentId>,
+    /// At most so many; there is a bound in any case.
+    pub limit: Option<u32>,
+    /// With their timelines, which are left out otherwise.
+    pub whole: bool,
+}
+
+/// Names an incident.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IncidentParams {
+    /// Its number.
+    pub id: IncidentId,
+}
+
+/// How often things happened.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IncidentCounts {
+    /// Incidents by fault, e.g. `A1`.
+    pub faults: BTreeMap<String, u32>,
+    /// What became of the actions of each rule.
+    pub rules: BTreeMap<String, RuleCount>,
+}
+
+/// What became of a rule's actions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleCount {
+    /// All of them.
+    pub acted: u32,
+    /// Those that were seen to help.
+    pub helped: u32,
+    /// Those that were seen not to.
+    pub failed: u32,
+}
+
+/// Asks what the engine would do about a log of signals.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SimulateParams {
+    /// Absolute path of the log: one JSON object a line, `{"at_ms": …, "signal": {…}}`.
+    pub log: String,
+    /// Absolute path of a `rules.toml` to try; absent: the rules in force.
+    #[serde(default)]
+    pub rules: Option<String>,
+}
+
+/// What the engine would do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Simulation {
+    /// Lines of the log.
+    pub signals: u64,
+    /// Incidents as they would have ended, by number.
+    pub incidents: Vec<Incident>,
+    /// What the person would have been told, with the moment.
+    pub notices: Vec<(u64, String)>,
+    /// Questions that would have gone to the AI.
+    pub questions: u64,
+    /// Incidents and notices that were left out because there were too many.
+    pub left_out: u64,
+}
+
+/// What was taken over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// Learned fixes.
+    pub patterns: u64,
+    /// Entries that could not be used, each with its reason.
+    pub left_out: Vec<String>,
+}
+
+/// Names an action.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActionParams {
+    /// Its number.
+    pub id: ActionId,
+}
+
+/// One action that is under way, waits for a yes, or stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ActionLine {
+    /// The incident it is about.
+    pub incident: IncidentId,
+    /// The endpoint concerned.
+    pub endpoint: Option<EndpointId>,
+    /// The fault, where it has a name.
+    pub fault: Option<Fault>,
+    /// The action itself.
+    pub attempt: Attempt,
+    /// Whether what it changed stands until it is taken back.
+    pub stands: bool,
+}
+
+/// What the monitor may do, and what it has done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MonitorStatus {
+    /// As set.
+    pub settings: MonitorSettings,
+    /// Seconds between two health probes (`[daemon] health_interval_s`).
+    pub health_check_interval_s: u64,
+    /// The model that is asked; absent: nobody is asked.
+    pub ai_model: Option<String>,
+    /// Why nobody is asked at present, where it is not the person's wish.
+    pub ai_problem: Option<String>,
+    /// Questions of the last 24 hours.
+    pub ai_calls_day: u64,
+    /// Questions of this calendar month.
+    pub ai_calls_month: u64,
+    /// Tokens of their prompts.
+    pub ai_input_tokens: u64,
+    /// Tokens of their answers.
+    pub ai_output_tokens: u64,
+    /// What they have cost, in dollars.
+    pub ai_usd: f64,
+    /// Fixes that are known.
+    pub patterns: u64,
+    /// Incidents that are open.
+    pub incidents_open: u64,
+    /// Signals that were not looked at because there were too many.
+    pub signals_dropped_total: u64,
+}
+
+/// One key of `[monitor]`, or of what belongs to it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MonitorSetParams {
+    /// The key.
+    pub key: String,
+    /// TOML, or a bare word; null removes the key.
+    pub value: Option<String>,
 }
 
 /// What was used.
@@ -307,8 +467,24 @@ pub struct EndpointStatus {
     pub memory_bytes: Option<u64>,
     /// What keeps it from working.
     pub problem: Option<Problem>,
+    /// What an action has changed about it, over the settings.
+    #[serde(default)]
+    pub standing: Option<StandingChange>,
     /// The worker's counters.
     pub counters: Counters,
+}
+
+/// What an action has changed about an endpoint, until it is taken back by `codexctl actions cancel`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StandingChange {
+    /// The endpoint whose provider and key it uses.
+    pub route: Option<EndpointId>,
+    /// How often its timeouts were doubled.
+    pub timeout_raises: u32,
+    /// The actions that did it.
+    pub actions: Vec<ActionId>,
+    /// Unix milliseconds since when.
+    pub since_ms: u64,
 }
 
 /// What an endpoint does.

@@ -34,6 +34,8 @@ pub struct Settings {
     pub worker: WorkerSettings,
     /// Codex, where it was started by `codexctl launch`.
     pub codex: CodexSettings,
+    /// Noticing, mending and telling.
+    pub monitor: MonitorSettings,
     /// The endpoints.
     pub endpoint: Vec<EndpointSettings>,
 }
@@ -118,6 +120,63 @@ impl Default for CodexSettings {
     }
 }
 
+/// `[monitor]`: what is done about failures, and how far it may go. Names as in the original's `ai_monitoring`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own in the person's file")]
+pub struct MonitorSettings {
+    /// Whether failures are watched and acted upon. Workers that end are started again in any case. Default true.
+    pub enabled: bool,
+    /// Whether rules act (`codexctl rules`). Default true.
+    pub tier1_enabled: bool,
+    /// Whether fixes that helped before are used again. Default true.
+    pub tier2_enabled: bool,
+    /// Whether an AI is asked about what neither of them knows; it takes `ai_endpoint`, too. Default true.
+    pub tier3_enabled: bool,
+    /// The endpoint whose model is asked. Default: none, and nobody is asked.
+    pub ai_endpoint: Option<EndpointId>,
+    /// The model that is asked. Default: the endpoint's default model.
+    pub ai_model: Option<String>,
+    /// What the AI may cost in a calendar month, in US cents. Default 200, 0 to 100000.
+    pub ai_budget_cents: u64,
+    /// Whether a worker that lives may be replaced by itself. Default true.
+    pub auto_restart_proxy: bool,
+    /// Whether an endpoint may be switched to its `backup` by itself. Default false.
+    pub auto_switch_provider: bool,
+    /// What is worth a desktop notification. Default `important_only`.
+    pub notification_level: NotificationLevel,
+}
+
+impl Default for MonitorSettings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            tier1_enabled: true,
+            tier2_enabled: true,
+            tier3_enabled: true,
+            ai_endpoint: None,
+            ai_model: None,
+            ai_budget_cents: 200,
+            auto_restart_proxy: true,
+            auto_switch_provider: false,
+            notification_level: NotificationLevel::default(),
+        }
+    }
+}
+
+/// What is worth a desktop notification.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NotificationLevel {
+    /// Every incident that is told.
+    All,
+    /// What a person has to do something about.
+    #[default]
+    ImportantOnly,
+    /// Nothing; `codexctl incidents` tells all the same.
+    Off,
+}
+
 /// One `[[endpoint]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -142,6 +201,9 @@ pub struct EndpointSettings {
     /// Where the credential comes from. Default: the credentials store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<AuthSettings>,
+    /// Another endpoint whose provider and key may take over while this one's provider is down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<EndpointId>,
     /// Model when a request names none, or one the provider does not know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_model: Option<String>,
@@ -326,20 +388,31 @@ impl Settings {
                 return Err((format!("\"{id}\""), format!("the endpoint `{id}` stands twice"), Some(hint)));
             }
         }
-        if let Some(id) = &self.default_endpoint
-            && !ids.contains(&id.as_str())
-        {
+        let unknown = |key: &str, what: &str, id: &EndpointId| {
             let hint = match report::nearest(id.as_str(), ids.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => format!("known endpoints: {}", list(&ids)),
             };
-            return Err((
-                "default_endpoint".to_owned(),
-                format!("the default endpoint `{id}` does not exist"),
-                Some(hint),
-            ));
+            Err((key.to_owned(), format!("{what} does not exist"), Some(hint)))
+        };
+        let is_known = |id: &EndpointId| ids.contains(&id.as_str());
+        if let Some(id) = self.default_endpoint.as_ref().filter(|id| !is_known(id)) {
+            return unknown("default_endpoint", &format!("the default endpoint `{id}`"), id);
         }
-        let Self { daemon: d, worker: w, codex: c, .. } = self;
+        if let Some(id) = self.monitor.ai_endpoint.as_ref().filter(|id| !is_known(id)) {
+            return unknown("ai_endpoint", &format!("the `ai_endpoint` `{id}`"), id);
+        }
+        for endpoint in &self.endpoint {
+            let Some(backup) = &endpoint.backup else { continue };
+            if *backup == endpoint.id {
+                let hint = Some("name another endpoint, or remove `backup`".to_owned());
+                return Err(("backup".to_owned(), format!("`{backup}` cannot be its own backup"), hint));
+            }
+            if !is_known(backup) {
+                return unknown("backup", &format!("the backup `{backup}` of `{}`", endpoint.id), backup);
+            }
+        }
+        let Self { daemon: d, worker: w, codex: c, monitor: m, .. } = self;
         let ranges = [
             ("health_interval_s", d.health_interval_s, 1, 300),
             ("health_timeout_s", d.health_timeout_s, 1, 60),
@@ -354,6 +427,7 @@ impl Settings {
             ("first_byte_timeout_s", w.first_byte_timeout_s, 1, 3_600),
             ("idle_timeout_s", w.idle_timeout_s, 1, 3_600),
             ("memory_bytes_max", c.memory_bytes_max, 16 << 20, 1 << 50),
+            ("ai_budget_cents", m.ai_budget_cents, 0, 100_000),
         ];
         for (key, value, min, max) in ranges {
             if value < min || value > max {
@@ -438,7 +512,7 @@ mod tests {
             .fold(String::new(), |all, line| all + line + "\n");
         let example = parse(&uncommented).unwrap();
         let shown = toml::Value::try_from(&example).unwrap();
-        for key in ["default_endpoint", "daemon", "worker", "codex", "endpoint"] {
+        for key in ["default_endpoint", "daemon", "worker", "codex", "monitor", "endpoint"] {
             assert!(shown.get(key).is_some(), "`{key}` is not shown");
         }
         let keys: Vec<String> = serde_json::to_value(Settings::default())
@@ -457,6 +531,7 @@ mod tests {
                 "protocol",
                 "base_url",
                 "auth",
+                "backup",
                 "default_model",
                 "models",
                 "aliases",
@@ -494,6 +569,17 @@ mod tests {
             (
                 "default_endpoint = \"zia\"\n[[endpoint]]\nid = \"zai\"\n",
                 "the default endpoint `zia` does not exist",
+                Some("did you mean `zai`?"),
+            ),
+            (
+                "[[endpoint]]\nid = \"a\"\nbackup = \"b\"\n",
+                "s.toml:3:1: the backup `b` of `a` does not exist",
+                Some("did you mean `a`?"),
+            ),
+            ("[[endpoint]]\nid = \"a\"\nbackup = \"a\"\n", "`a` cannot be its own backup", None),
+            (
+                "[monitor]\nai_endpoint = \"zia\"\n[[endpoint]]\nid = \"zai\"\n",
+                "the `ai_endpoint` `zia` does not exist",
                 Some("did you mean `zai`?"),
             ),
             ("[[endpoint]]\nid = \"a\"\nport = 0\n", "port 0 cannot be used", None),

@@ -4,9 +4,10 @@
 //! |---|---|
 //! | `/health` | 200 and its generation (500 when it plays `sick`) |
 //! | `/stream/N` | N lines, one every 20 ms; then a `Finished` report |
+//! | `/signal/NAME/VALUE/TIMES` | reports that signal so many times |
 //!
 //! What else it plays is said by its endpoint's `name`: `crash` ends before it is ready, `sick` fails its health
-//! probes, `keyless` reports a problem, `stubborn` never ends by itself.
+//! probes, `keyless` reports a problem, `stubborn` never ends by itself, `silent` answers nothing but its health probes.
 
 use std::cell::Cell;
 use std::io;
@@ -16,6 +17,8 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use codex_control::EndpointId;
+use codex_control::incident::{Observation, Signal};
 use codex_control::ipc::frame::WorkerCodec;
 use codex_control::ipc::{
     Assignment, Counters, FromWorker, HEARTBEAT_INTERVAL, Hello, Problem, RequestOutcome, RequestReport, ToWorker,
@@ -34,6 +37,7 @@ type Socket = Framed<UnixStream, WorkerCodec>;
 /// What the connections share with the conversation.
 struct Shared {
     role: String,
+    endpoint: EndpointId,
     generation: u64,
     is_draining: Cell<bool>,
     n_open: Cell<usize>,
@@ -73,6 +77,7 @@ async fn run() -> ExitCode {
     let (reports, mut outgoing) = mpsc::unbounded_channel();
     let shared = Rc::new(Shared {
         role: endpoint.name,
+        endpoint: endpoint.id.clone(),
         generation: hello.generation,
         is_draining: Cell::new(false),
         n_open: Cell::new(0),
@@ -92,7 +97,7 @@ async fn run() -> ExitCode {
         socket = loop {
             match dial(&path, &hello, &listener).await {
                 Some((socket, ToWorker::Assignment(_))) => break socket,
-                Some((_, ToWorker::Drain { .. })) => return ExitCode::SUCCESS,
+                Some(_) => return ExitCode::SUCCESS,
                 None => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         };
@@ -148,6 +153,10 @@ async fn converse(
                     continue;
                 }
                 Some(Ok(ToWorker::Assignment(_))) => continue,
+                Some(Ok(order @ (ToWorker::ForgetLearned | ToWorker::RetryNow))) => {
+                    println!("told {order:?}"); // to the worker's log, where a test finds it
+                    continue;
+                }
                 _ => return false,
             },
             _ = terminated.recv() => {
@@ -194,6 +203,12 @@ async fn answer(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     }
     let head = String::from_utf8_lossy(&head).into_owned();
     let path = head.split(' ').nth(1).unwrap_or_default();
+    if path == "/v1/responses" {
+        println!("asked"); // to the worker's log, where a test finds it
+    }
+    if shared.role == "silent" && path != "/health" {
+        std::future::pending::<()>().await;
+    }
     let status = if shared.role == "sick" { "500 Internal Server Error" } else { "200 OK" };
     stream.write_all(format!("HTTP/1.1 {status}\r\nconnection: close\r\n\r\n").as_bytes()).await?;
     if let Some(n_lines) = path.strip_prefix("/stream/").and_then(|count| count.parse::<u32>().ok()) {
@@ -202,6 +217,16 @@ async fn answer(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let _ = shared.reports.send(FromWorker::Finished(Box::new(report())));
+    } else if let Some(seen) = path.strip_prefix("/signal/") {
+        // `/signal/NAME/VALUE/TIMES`
+        let mut parts = seen.split('/');
+        let what: Option<Observation> = parts.next().and_then(|name| name.parse().ok());
+        let mut number = || parts.next().and_then(|number| number.parse::<u64>().ok());
+        let (value, times) = (number(), number().unwrap_or(1));
+        let signal = Signal { value, ..Signal::of(what.expect("a name"), &shared.endpoint) };
+        for _ in 0..times {
+            let _ = shared.reports.send(FromWorker::Signals(vec![signal.clone()]));
+        }
     } else {
         stream.write_all(format!("generation {}\n", shared.generation).as_bytes()).await?;
     }

@@ -82,6 +82,7 @@ impl Configuration {
             tables: tables.clone(),
             resolved: endpoint::resolve(&self.settings, &self.tables, settings)
                 .map_err(|error| Problem { message: error.to_string(), hint: error.hint() }),
+            route: None,
         };
         self.settings.endpoint.iter().map(planned).collect()
     }
@@ -96,6 +97,8 @@ pub(crate) struct Planned {
     pub(crate) resolved: Result<Endpoint, Problem>,
     /// [`fingerprint`] of the tables: a worker reads them at its start and looks models up in them.
     pub(crate) tables: String,
+    /// The endpoint whose provider and key it uses, if they are not its own; see [`crate::standing`].
+    pub(crate) route: Option<EndpointId>,
 }
 
 /// What a new plan means for one endpoint.

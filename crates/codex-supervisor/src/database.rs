@@ -13,6 +13,7 @@
 //! one is begun; where no file can be used (read-only, locked, of a newer version), everything is kept in memory until
 //! the supervisor ends. [`Database::status`] tells the person which it is.
 
+pub(crate) mod incidents;
 mod schema;
 pub(crate) mod usage;
 
@@ -25,6 +26,7 @@ use codex_control::ipc::Problem;
 use codex_control::rpc::{DatabaseStatus, RpcError, code};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
@@ -58,6 +60,21 @@ pub(crate) enum DatabaseError {
     /// A row does not hold what it should; somebody else has written it.
     #[error("a row of the database cannot be understood")]
     Row(#[from] serde_json::Error),
+    /// What was named is not there.
+    #[error("there is no {0}")]
+    Absent(String),
+}
+
+impl DatabaseError {
+    fn for_client(&self) -> RpcError {
+        match self {
+            Self::Absent(_) => RpcError::new(code::NOT_FOUND, self.to_string(), None),
+            Self::Sqlite(_) | Self::Row(_) => {
+                let hint = Some("`codexctl status` says how the database fares".to_owned());
+                RpcError::new(code::INTERNAL, codex_control::report::chain(self), hint)
+            }
+        }
+    }
 }
 
 /// The supervisor's end of the database.
@@ -128,6 +145,41 @@ impl Database {
         }
     }
 
+    /// The same, and calls `then` when it is done, on the database's thread, with whether it will outlive us. When the
+    /// job cannot even be handed over, `then` is not called: whoever waits needs a deadline of their own.
+    pub(crate) fn write_then(
+        &self,
+        write: impl FnOnce(&mut Connection) -> Result<(), DatabaseError> + Send + 'static,
+        then: impl FnOnce(bool) + Send + 'static,
+    ) {
+        let job: Job = Box::new(move |store| {
+            let result = store.write(write);
+            if let Err(error) = &result {
+                lock(&store.shared).rows_dropped_total += 1;
+                warn!(error = codex_control::report::chain(error), "something was not written to the database");
+            }
+            then(result.is_ok() && !lock(&store.shared).is_in_memory);
+        });
+        if self.hand_over(job).is_err() {
+            lock(&self.shared).rows_dropped_total += 1;
+        }
+    }
+
+    /// Reads what an earlier run has kept for the engine, and calls `then` with it, as [`Database::write_then`] does.
+    /// `Err`, with the reason: it cannot be read, or what was there was damaged.
+    pub(crate) fn load<T: DeserializeOwned>(&self, then: impl FnOnce(Result<Option<T>, String>) + Send + 'static) {
+        let job: Job = Box::new(move |store| {
+            let read = store.read(incidents::kept).map_err(|error| codex_control::report::chain(&error));
+            let status = lock(&store.shared).clone();
+            let problem = status.problem.filter(|_| status.is_in_memory).map(|problem| problem.message);
+            let damaged = store.was_damaged.then(|| "the database was damaged".to_owned());
+            then(problem.or(damaged).map_or(read, Err));
+        });
+        if self.hand_over(job).is_err() {
+            debug!("there is no database to read from");
+        }
+    }
+
     /// Reads something and answers a client with it, later.
     pub(crate) fn answer<T: Serialize>(
         &self,
@@ -140,7 +192,7 @@ impl Database {
         let job: Job = Box::new(move |store| {
             let result = store
                 .read(|connection| Ok(serde_json::to_value(read(connection)?)?))
-                .map_err(|error| RpcError::new(code::INTERNAL, codex_control::report::chain(&error), None));
+                .map_err(|error| error.for_client());
             if let Some(answer) = lock(&answer).take() {
                 let _ = answer.send(result); // fails only when the caller has gone
             }
@@ -184,11 +236,17 @@ pub(crate) struct Store {
     connection: Connection,
     shared: Arc<Mutex<DatabaseStatus>>,
     pruned_at: Option<Instant>,
+    /// Whether the file was found damaged in this run.
+    was_damaged: bool,
 }
 
 /// Where the rows are kept.
 enum Opened {
-    File(Connection),
+    File {
+        connection: Connection,
+        /// Whether another one had to be put aside for it.
+        was_damaged: bool,
+    },
     /// The file cannot be used, and this is why.
     Memory(Problem),
 }
@@ -196,9 +254,11 @@ enum Opened {
 impl Store {
     fn open(path: PathBuf, shared: Arc<Mutex<DatabaseStatus>>) -> Self {
         let opened = open_file(&path).unwrap_or_else(|error| Opened::Memory(unusable(&path, &error)));
+        let mut found_damaged = false;
         let connection = match opened {
-            Opened::File(connection) => {
+            Opened::File { connection, was_damaged } => {
                 info!(path = %path.display(), "the database is open");
+                found_damaged = was_damaged;
                 connection
             }
             Opened::Memory(problem) => {
@@ -210,7 +270,7 @@ impl Store {
                 in_memory()
             }
         };
-        let mut store = Self { path, connection, shared, pruned_at: None };
+        let mut store = Self { path, connection, shared, pruned_at: None, was_damaged: found_damaged };
         store.tell_aside();
         store
     }
@@ -231,7 +291,11 @@ impl Store {
 
     fn prune(&mut self) {
         let now_ms = unix_ms();
-        if let Err(error) = self.write(|connection| usage::prune(connection, now_ms)) {
+        let pruned = self.write(|connection| {
+            usage::prune(connection, now_ms)?;
+            incidents::prune(connection, now_ms)
+        });
+        if let Err(error) = pruned {
             warn!(error = codex_control::report::chain(&error), "old rows were not deleted");
         }
     }
@@ -268,6 +332,7 @@ impl Store {
             return result;
         }
         if is_damaged(error) {
+            self.was_damaged = true;
             // Closed before it is renamed, or the new one would be entangled with the old one's log.
             self.connection = in_memory();
             match put_aside(&self.path).map_err(DatabaseErrorAtOpen::PutAside).and_then(|()| open_once(&self.path)) {
@@ -324,7 +389,7 @@ fn unusable(path: &Path, error: &DatabaseErrorAtOpen) -> Problem {
 /// Opens the file; a damaged one is put aside once and begun anew.
 fn open_file(path: &Path) -> Result<Opened, DatabaseErrorAtOpen> {
     let error = match open_once(path) {
-        Ok(connection) => return Ok(Opened::File(connection)),
+        Ok(connection) => return Ok(Opened::File { connection, was_damaged: false }),
         Err(error) => error,
     };
     let damaged = match &error {
@@ -337,7 +402,7 @@ fn open_file(path: &Path) -> Result<Opened, DatabaseErrorAtOpen> {
     }
     warn!(path = %path.display(), error = codex_control::report::chain(&error), "the database is damaged, beginning a new one");
     put_aside(path).map_err(DatabaseErrorAtOpen::PutAside)?;
-    open_once(path).map(Opened::File)
+    open_once(path).map(|connection| Opened::File { connection, was_damaged: true })
 }
 
 fn open_once(path: &Path) -> Result<Connection, DatabaseErrorAtOpen> {

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use codex_control::EndpointId;
+use codex_control::incident::{Answer, IncidentId};
 use codex_control::ipc::{FromWorker, Hello, ToWorker};
 use codex_control::rpc::{Request, RpcError};
 use codex_control::session::SessionId;
@@ -11,6 +12,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::codex_config::Tended;
+use crate::incidents::{Kept, Loaded};
 use crate::probe::ProbeError;
 use crate::worker::Exit;
 
@@ -89,6 +91,17 @@ pub(crate) enum Event {
     },
     /// Codex's own configuration was looked after.
     ConfigTended(Vec<Tended>),
+    /// What an earlier run knew about incidents was read, or cannot be.
+    IncidentsLoaded(Box<Loaded>),
+    /// A deed of the incident engine was written down, or could not be.
+    IncidentKept(Kept),
+    /// The AI has answered, or not.
+    Diagnosed {
+        /// The incident it was asked about.
+        incident: IncidentId,
+        /// What it said.
+        answer: Answer,
+    },
     /// A settings file may have changed.
     SettingsTouched,
     /// Somebody asks us by a signal.

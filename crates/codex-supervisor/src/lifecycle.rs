@@ -349,6 +349,15 @@ impl Lifecycle {
         self.revive();
     }
 
+    /// The serving worker is to be replaced by another one of its kind, unless it is being replaced already. Earlier
+    /// restarts are not forgotten for that.
+    pub(crate) fn renew(&mut self) {
+        let serving = self.serving().and_then(|generation| self.workers.get(&generation));
+        if serving.is_some_and(|worker| worker.revision == self.revision) {
+            self.revision += 1;
+        }
+    }
+
     /// The person wants it to work: earlier restarts are forgotten.
     pub(crate) fn revive(&mut self) {
         self.backoff.reset();

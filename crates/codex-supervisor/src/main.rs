@@ -16,7 +16,9 @@
 //! | [`ending`], [`follow`] | Codex's sessions: the end of a process, what is written to a log |
 //! | [`codex_config`] | Codex's own `config.toml`, kept right |
 //! | [`control`], [`announce`] | the control socket and its events |
+//! | [`incidents`] | the incident engine at work: signals in, actions out |
 //! | [`database`] | `state.db`: usage and incidents |
+//! | [`standing`] | what actions have changed about endpoints, over the settings |
 //! | [`registry`], [`stopped`] | what is remembered: processes, the person's stops |
 //! | [`single`], [`systemd`], [`log`], [`clock`] | the lock, the service manager, log files, the time |
 
@@ -32,6 +34,7 @@ mod database;
 mod ending;
 mod event;
 mod follow;
+mod incidents;
 mod lifecycle;
 mod log;
 mod memory;
@@ -41,6 +44,7 @@ mod registry;
 mod scope;
 mod single;
 mod stand_in;
+mod standing;
 mod stopped;
 mod supervisor;
 mod systemd;

@@ -13,11 +13,12 @@
 
 mod calls;
 mod managed;
+mod mending;
 mod recovery;
 mod services;
 mod sessions;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ use codex_control::EndpointId;
 use codex_control::environment::Environment;
 use codex_control::paths::Paths;
 use codex_control::rpc::{EndpointState, RpcError};
+use codex_control::tables::incident::IncidentTables;
 use sd_notify::NotifyState;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
@@ -36,12 +38,14 @@ use crate::codex_config::Tender;
 use crate::configuration::{Configuration, Difference, Planned, differences};
 use crate::database::Database;
 use crate::event::{Event, Farewell, Queue, Signal};
+use crate::incidents::Incidents;
 use crate::lifecycle::{DRAIN_SLACK, TERMINATE_WITHIN};
 use crate::log::{self, LogLimits};
 use crate::memory::Memory;
 use crate::ports::Ports;
 use crate::registry::{Registry, SupervisorEntry};
 use crate::scope;
+use crate::standing::Standing;
 use crate::stopped::Stopped;
 use crate::supervisor::managed::Managed;
 use crate::supervisor::services::Services;
@@ -93,6 +97,7 @@ pub(crate) struct Supervisor {
     sessions: Sessions,
     memory: Memory,
     tender: Tender,
+    incidents: Incidents,
     reload_at: Option<Instant>,
     tick_at: Instant,
     housekeeping_at: Instant,
@@ -125,6 +130,7 @@ impl Supervisor {
             store: Store::new(&environment),
             ports: Ports::load(&paths.ports()),
             stopped: Stopped::load(&paths.stopped()),
+            standing: Standing::load(&paths.standing()),
             settings: configuration.settings.daemon.clone(),
             codex: configuration.settings.codex.clone(),
             default_endpoint: configuration.settings.default_endpoint().cloned(),
@@ -138,12 +144,21 @@ impl Supervisor {
             manager,
             scope_problem: None,
             log_limits,
+            signals: VecDeque::new(),
+            n_signals_dropped: 0,
             is_stopping: false,
             status_is_outdated: true,
             registry_is_outdated: true,
         };
+        let mut plan = configuration.plan();
+        services.standing.apply(&mut plan);
+        // A table that cannot be used is told with the first change of it; until then the embedded one holds.
+        let (tables, _) = IncidentTables::load_from(services.paths.config_folder());
+        let policy = mending::policy(&configuration);
+        let incidents = Incidents::start(tables, policy, &services.database, &services.queue, now);
         let mut supervisor = Self {
-            plan: configuration.plan(),
+            plan,
+            incidents,
             services,
             configuration,
             endpoints: BTreeMap::new(),
@@ -166,6 +181,7 @@ impl Supervisor {
             supervisor.endpoints.insert(id.clone(), Managed::new(id, planned.clone(), &supervisor.services));
         }
         supervisor.recover(inherited, now);
+        supervisor.tell_facts();
         supervisor.drive_all(now);
         supervisor.settle(now);
         supervisor.tender.look(&supervisor.services.paths, &supervisor.services.queue, true);
@@ -206,6 +222,8 @@ impl Supervisor {
             }
         }
         let farewell = self.farewell;
+        // Whoever still wants to tell us something is told that nobody listens, instead of waiting.
+        drop(events);
         self.clean_up();
         farewell
     }
@@ -264,6 +282,13 @@ impl Supervisor {
                 }
             }
             Event::ConfigTended(tended) => self.tender.looked(tended, &mut self.services.announcer),
+            Event::IncidentsLoaded(loaded) => self.incidents.loaded(*loaded, now),
+            Event::IncidentKept(kept) => {
+                if let Some(deed) = self.incidents.kept(&kept, now) {
+                    self.carry_out(deed, now);
+                }
+            }
+            Event::Diagnosed { incident, answer } => self.diagnosed(incident, answer, now),
             Event::SettingsTouched => {
                 self.reload_at.get_or_insert(now + SETTLE);
             }
@@ -297,6 +322,7 @@ impl Supervisor {
 
     fn keep_house(&mut self, now: Instant) {
         self.services.database.flush();
+        self.tell_facts();
         for id in self.endpoints.keys() {
             let path = self.services.paths.worker_log(id);
             if let Err(error) = log::rotate_shared(&path, &self.services.log_limits) {
@@ -337,6 +363,7 @@ impl Supervisor {
             .chain(self.reload_at)
             .chain(self.give_up_at)
             .chain(self.leave_by)
+            .chain(self.incidents.deadline())
             .fold(self.tick_at, Instant::min)
     }
 
@@ -364,6 +391,7 @@ impl Supervisor {
     fn settle(&mut self, now: Instant) {
         self.endpoints.retain(|_, managed| managed.is_listed() || !managed.is_idle());
         self.send_waiters_away(now);
+        self.mend(now);
         if std::mem::take(&mut self.services.registry_is_outdated) {
             let workers = self.endpoints.values().flat_map(Managed::registry_entries).collect();
             let registry = Registry::new(self.services.own.clone(), workers, self.sessions.entries());
@@ -394,7 +422,15 @@ impl Supervisor {
         for managed in self.endpoints.values_mut() {
             managed.set_limits(&self.services);
         }
-        let plan = self.configuration.plan();
+        self.reread_monitor();
+        self.replan(now);
+    }
+
+    /// Lets every endpoint follow the settings and what stands over them.
+    fn replan(&mut self, now: Instant) {
+        let mut plan = self.configuration.plan();
+        self.services.standing.keep_only(&plan);
+        self.services.standing.apply(&mut plan);
         for difference in differences(&self.plan, &plan) {
             let (id, kind, what) = match &difference {
                 Difference::Added(id) => (id, "endpoint.added", "added"),
@@ -402,6 +438,10 @@ impl Supervisor {
                 Difference::Removed(id) => (id, "endpoint.removed", "removed"),
             };
             info!(endpoint = %id, what, "settings");
+            if matches!(difference, Difference::Removed(_)) {
+                let now_ms = self.incidents.millis(now);
+                self.incidents.engine().forget(now_ms, id);
+            }
             self.services.announcer.tell(kind, Some(id), format!("the endpoint `{id}` was {what}"), Value::Null);
             let planned = plan.iter().find(|planned| planned.settings.id == *id);
             match (self.endpoints.get_mut(id), planned) {
@@ -414,6 +454,7 @@ impl Supervisor {
             }
         }
         self.plan = plan;
+        self.tell_facts();
         self.drive_all(now);
     }
 
@@ -504,13 +545,14 @@ impl Supervisor {
         gives_up
     }
 
-    fn clean_up(self) {
+    fn clean_up(mut self) {
         if self.endpoints.values().all(Managed::is_idle) {
             let path = self.services.paths.registry();
             if let Err(error) = std::fs::remove_file(&path) {
                 debug!(%error, "no registry to remove");
             }
         }
+        self.incidents.write(&self.services.database);
         self.services.database.close();
         info!("stopped");
     }

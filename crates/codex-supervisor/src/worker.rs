@@ -42,11 +42,13 @@ pub(crate) struct Exit {
     pub(crate) text: String,
     /// For the lifecycle, as long as it was not us who killed it.
     pub(crate) end: End,
+    /// The code it exited with; `None`: it was ended by a signal, or nobody knows.
+    pub(crate) code: Option<i32>,
 }
 
 impl Exit {
     fn unknown(reason: &dyn std::fmt::Display) -> Self {
-        Self { text: format!("unknown: {reason}"), end: End::Itself }
+        Self { text: format!("unknown: {reason}"), end: End::Itself, code: None }
     }
 }
 
@@ -123,18 +125,22 @@ pub(crate) fn watch(worker: WorkerId, process: &Process, mut child: Option<Child
 
 fn describe(status: ExitStatus, oom_kills_before: Option<u64>) -> Exit {
     match (status.code(), status.signal()) {
-        (Some(code), _) => Exit { text: format!("exit code {code}"), end: End::Itself },
+        (Some(code), _) => Exit { text: format!("exit code {code}"), end: End::Itself, code: Some(code) },
         (None, Some(number)) if number == Signal::KILL.as_raw() => {
             // The kernel kills for want of memory by the same signal. Its count is the machine's, so one that grew may
             // mean another process: then a kill is taken for a crash, which only makes us more careful.
             if oom_kills() == oom_kills_before {
-                Exit { text: format!("signal {number}"), end: End::Killed }
+                Exit { text: format!("signal {number}"), end: End::Killed, code: None }
             } else {
-                Exit { text: format!("signal {number}, while the system was out of memory"), end: End::Itself }
+                Exit {
+                    text: format!("signal {number}, while the system was out of memory"),
+                    end: End::Itself,
+                    code: None,
+                }
             }
         }
-        (None, Some(number)) => Exit { text: format!("signal {number}"), end: End::Itself },
-        (None, None) => Exit { text: status.to_string(), end: End::Itself },
+        (None, Some(number)) => Exit { text: format!("signal {number}"), end: End::Itself, code: None },
+        (None, None) => Exit { text: status.to_string(), end: End::Itself, code: None },
     }
 }
 
@@ -193,15 +199,15 @@ mod tests {
             given.iter().chain(&WORKER_ALLOCATOR).map(|(name, value)| format!("{name}={value}\n")).collect();
         lines.sort();
         assert_eq!(log, format!("{arguments}\n{}socket\n", lines.concat()));
-        assert_eq!(exit, Exit { text: "exit code 3".to_owned(), end: End::Itself });
+        assert_eq!(exit, Exit { text: "exit code 3".to_owned(), end: End::Itself, code: Some(3) });
     }
 
     #[tokio::test]
     async fn a_signal_is_named_and_a_kill_is_told_from_a_fault() {
         let (_, exit) = run("kill -SEGV $$", &[]).await;
-        assert_eq!(exit, Exit { text: "signal 11".to_owned(), end: End::Itself });
+        assert_eq!(exit, Exit { text: "signal 11".to_owned(), end: End::Itself, code: None });
         let killed = ExitStatus::from_raw(9);
-        assert_eq!(describe(killed, oom_kills()), Exit { text: "signal 9".to_owned(), end: End::Killed });
+        assert_eq!(describe(killed, oom_kills()), Exit { text: "signal 9".to_owned(), end: End::Killed, code: None });
         let out_of_memory = describe(killed, oom_kills().map(|count| count.wrapping_sub(1)));
         assert_eq!(oom_kills().map(|_| End::Itself), oom_kills().map(|_| out_of_memory.end));
     }

@@ -73,6 +73,7 @@ pub(crate) async fn run_supervised(supervision: Supervision) -> anyhow::Result<(
         match socket.next().await {
             Some(Ok(ToWorker::Assignment(assignment))) => Ok(Some((socket, assignment))),
             Some(Ok(ToWorker::Drain { .. })) => Ok(None),
+            Some(Ok(ToWorker::ForgetLearned | ToWorker::RetryNow)) => bail!("the supervisor gives orders too early"),
             Some(Err(error)) => Err(anyhow::Error::from(error)),
             None => bail!("the supervisor does not want this worker"),
         }
@@ -251,6 +252,15 @@ impl Link {
                     }
                     // After a reconnection: what is served already.
                     Some(Ok(ToWorker::Assignment(_))) => continue,
+                    Some(Ok(ToWorker::ForgetLearned)) => {
+                        let n_forgotten = self.worker.learned.forget(None);
+                        tracing::info!(n_forgotten, "what was learned about the provider is forgotten");
+                        continue;
+                    }
+                    Some(Ok(ToWorker::RetryNow)) => {
+                        self.worker.retry_now.notify_waiters();
+                        continue;
+                    }
                     Some(Err(error)) => {
                         tracing::warn!(%error, "the supervisor said something unreadable");
                         return Broken::Socket;

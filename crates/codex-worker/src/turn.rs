@@ -645,7 +645,10 @@ async fn attempts(
         };
         worker.metrics.retried();
         desk.lock().say(waiting(worker, plan, &failure, pause));
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = worker.retry_now.notified() => {}
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use codex_control::ipc::{Assignment, FromWorker, Problem};
 use codex_control::tables::Tables;
 use codex_control::token::{self, SEAL_KEY_BYTES, TokenError};
 use codex_translate::history::earlier::Earlier;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::credential::Credential;
 use crate::exhausted::Exhausted;
@@ -36,6 +36,8 @@ pub(crate) struct Worker {
     earlier: Mutex<Earlier>,
     pub(crate) metrics: Metrics,
     pub(crate) started_at: Instant,
+    /// Ends the pauses before further attempts.
+    pub(crate) retry_now: Notify,
     reports: mpsc::Sender<FromWorker>,
     /// What keeps the endpoint from working, as last told. The lock protects this one value.
     problem: Mutex<Option<Problem>>,
@@ -70,6 +72,7 @@ impl Worker {
             earlier: Mutex::default(),
             metrics: Metrics::default(),
             started_at: Instant::now(),
+            retry_now: Notify::new(),
             endpoint,
             tables,
             address,

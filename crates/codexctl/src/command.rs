@@ -1,18 +1,23 @@
 //! The command line. Each command is a file: its arguments, what it does, what it prints.
 
+mod actions;
 mod completions;
 mod doctor;
 mod endpoint;
 mod export;
+mod faults;
 mod import;
+mod incidents;
 mod launch;
 mod login;
 mod logout;
 mod logs;
 pub(crate) mod models;
+mod monitor;
 mod presets;
 mod restore;
 mod rpc;
+mod rules;
 mod run;
 mod status;
 mod token;
@@ -63,6 +68,11 @@ pub(crate) enum Command {
     Use(use_endpoint::Arguments),
     Restore(restore::Arguments),
     Token(token::Arguments),
+    Incidents(incidents::Arguments),
+    Actions(actions::Arguments),
+    Monitor(monitor::Arguments),
+    Rules(rules::Arguments),
+    Faults(faults::Arguments),
     Usage(usage::Arguments),
     Logs(logs::Arguments),
     Doctor(doctor::Arguments),
@@ -96,6 +106,11 @@ pub(crate) fn run(ctx: &Context, command: Command) -> Result<ExitCode, Failure> 
         Command::Use(arguments) => use_endpoint::run(ctx, &arguments),
         Command::Restore(arguments) => restore::run(ctx, &arguments),
         Command::Token(arguments) => token::run(ctx, &arguments),
+        Command::Incidents(arguments) => incidents::run(ctx, &arguments),
+        Command::Actions(arguments) => actions::run(ctx, &arguments),
+        Command::Monitor(arguments) => monitor::run(ctx, &arguments),
+        Command::Rules(arguments) => rules::run(ctx, &arguments),
+        Command::Faults(_) => faults::run(ctx),
         Command::Usage(arguments) => usage::run(ctx, &arguments),
         Command::Logs(arguments) => logs::run(ctx, &arguments),
         Command::Doctor(arguments) => doctor::run(ctx, &arguments),

@@ -10,7 +10,7 @@
 //! | [`profile`], [`original`] | settings in one file: ours, and those of the original launcher |
 //! | [`program`] | finding other programs, running them for a moment |
 //! | [`session`] | running Codex, and ending what it leaves behind |
-//! | [`since`] | how far back a question reaches |
+//! | [`since`], [`moment`] | how far back a question reaches, and when something was |
 //! | [`output`], [`text`], [`failure`] | what is printed, for people and for programs |
 //!
 //! Deliberately absent: an asynchronous runtime, logging, an HTTP client library. A command that Codex runs before a
@@ -24,6 +24,7 @@ mod daemon;
 mod failure;
 mod http;
 mod key;
+mod moment;
 mod original;
 mod output;
 mod probe;

@@ -22,7 +22,16 @@ pub enum Edit {
         /// The value, or `None` to remove the key.
         value: Option<String>,
     },
-    /// Removes an endpoint.
+    /// Gives one key of a section of the supervisor (`daemon`, `worker`, `monitor`) a value, as in [`Edit::Set`].
+    SetIn {
+        /// The section.
+        section: &'static str,
+        /// The key.
+        key: String,
+        /// The value, or `None` to remove the key.
+        value: Option<String>,
+    },
+    /// Removes an endpoint, and where others name it.
     Remove(EndpointId),
     /// Chooses the default endpoint.
     Default(EndpointId),
@@ -107,9 +116,29 @@ pub fn apply(path: &Path, text: &str, edit: &Edit) -> Result<String, EditError> 
             let table = endpoint_table(&mut document, &settings, id)?;
             set(table, key, value.as_deref())?;
         }
+        Edit::SetIn { section, key, value } => {
+            let table = document.entry(section).or_insert_with(toml_edit::table).as_table_mut().ok_or_else(|| {
+                EditError::WouldBreak {
+                    message: format!("`{section}` is written as an inline table"),
+                    hint: Some(format!("write it as a `[{section}]` section")),
+                }
+            })?;
+            set(table, key, value.as_deref())?;
+        }
         Edit::Remove(id) => {
             let index = index_of(&settings, id)?;
-            endpoints(&mut document)?.remove(index);
+            let tables = endpoints(&mut document)?;
+            for (other, table) in settings.endpoint.iter().zip(tables.iter_mut()) {
+                if other.backup.as_ref() == Some(id) {
+                    table.remove("backup");
+                }
+            }
+            tables.remove(index);
+            if settings.monitor.ai_endpoint.as_ref() == Some(id)
+                && let Some(monitor) = document.get_mut("monitor").and_then(Item::as_table_like_mut)
+            {
+                monitor.remove("ai_endpoint");
+            }
             if settings.default_endpoint.as_ref() == Some(id) {
                 document.remove("default_endpoint");
             }
@@ -246,6 +275,30 @@ mod tests {
         assert!(first.starts_with("[[endpoint]]\nid = \"c\"\n"), "{first}");
         let without_default = edited(FILE, &Edit::Remove(id("b"))).unwrap();
         assert!(!without_default.contains("default_endpoint"), "{without_default}");
+    }
+
+    #[test]
+    fn what_names_a_removed_endpoint_goes_with_it() {
+        let file = FILE.replace("id = \"a\" # first\n", "id = \"a\" # first\nbackup = \"b\"\n")
+            + "\n[monitor]\nai_endpoint = \"b\"\ntier3_enabled = false\n";
+        let changed = edited(&file, &Edit::Remove(id("b"))).unwrap();
+        assert!(!changed.contains("\"b\""), "{changed}");
+        assert!(changed.contains("tier3_enabled = false") && changed.contains("# first"), "{changed}");
+    }
+
+    #[test]
+    fn a_section_of_the_supervisor_is_changed_or_made() {
+        let set_in = |text: &str, key: &str, value: Option<&str>| {
+            let (key, value) = (key.to_owned(), value.map(str::to_owned));
+            edited(text, &Edit::SetIn { section: "monitor", key, value })
+        };
+        let made = set_in(FILE, "enabled", Some("false")).unwrap();
+        assert_eq!(made, format!("{FILE}\n[monitor]\nenabled = false\n"));
+        let commented = made.replace("enabled = false", "enabled = false # for now");
+        assert_eq!(set_in(&commented, "enabled", Some("true")).unwrap(), commented.replace("false #", "true #"));
+        let error = set_in(FILE, "enabeld", Some("false")).unwrap_err();
+        assert_eq!(error.hint().as_deref(), Some("did you mean `enabled`?"));
+        assert!(set_in(FILE, "ai_endpoint", Some("a")).is_ok() && set_in(FILE, "ai_endpoint", Some("z")).is_err());
     }
 
     #[test]

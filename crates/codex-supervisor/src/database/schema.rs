@@ -25,10 +25,33 @@ const STEPS: &[&str] = &[
      CREATE INDEX request_at ON request (at_ms);
      -- Written to and rolled back when the file is opened: can it be written?
      CREATE TABLE opened (at_ms INTEGER NOT NULL);",
+    // Incidents and what was tried: `record` is the whole as JSON, the other columns are what is searched by.
+    "CREATE TABLE incident (
+        id INTEGER PRIMARY KEY,
+        opened_at_ms INTEGER NOT NULL,
+        changed_at_ms INTEGER NOT NULL,
+        endpoint TEXT,
+        fault TEXT,
+        state TEXT NOT NULL,
+        record TEXT NOT NULL
+     );
+     CREATE INDEX incident_changed ON incident (changed_at_ms);
+     CREATE TABLE action (
+        id INTEGER PRIMARY KEY,
+        incident INTEGER NOT NULL,
+        decided_at_ms INTEGER NOT NULL,
+        action TEXT NOT NULL,
+        tier TEXT NOT NULL,
+        because TEXT NOT NULL,
+        state TEXT NOT NULL
+     );
+     CREATE INDEX action_incident ON action (incident);
+     -- What the engine must not forget, whole: guards, budget, learned fixes. There is one row at most.
+     CREATE TABLE engine (id INTEGER PRIMARY KEY CHECK (id = 1), record TEXT NOT NULL);",
 ];
 
 /// The present form: the number of steps.
-pub(super) const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 2;
 
 /// The form of the file at hand.
 pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 use codex_control::EndpointId;
 use codex_control::endpoint;
 use codex_control::files::{self, FileError, PRIVATE_FILE_MODE};
+use codex_control::incident::Signal;
 use codex_control::ipc::Problem;
+use codex_control::redact;
 use codex_control::report::{self, Hinted};
 use codex_control::rpc::{
     DaemonStatus, EndpointParams, EndpointState, EndpointStatus, Protection, RpcError, SetParams, SettingsStatus,
-    UsageParams, WAKE_TIMEOUT_MS_MAX, WakeParams, code,
+    WAKE_TIMEOUT_MS_MAX, WakeParams, code,
 };
 use codex_control::settings::edit::{self, Edit, EditError};
 use codex_control::settings::{EndpointSettings, SETTINGS_BYTES_MAX, Settings};
@@ -22,11 +24,10 @@ use tracing::{debug, info, warn};
 
 use super::{Supervisor, Waiter};
 use crate::codex_config;
-use crate::database::usage;
 use crate::event::{Call, Farewell};
 
 /// Every method, for suggestions. `events.subscribe` is answered by the control socket itself.
-const METHODS: [&str; 22] = [
+const METHODS: [&str; 34] = [
     "daemon.status",
     "daemon.reload",
     "daemon.restart",
@@ -48,22 +49,35 @@ const METHODS: [&str; 22] = [
     "session.list",
     "config.show",
     "config.restore",
+    "incident.list",
+    "incident.show",
+    "incident.counts",
+    "incident.simulate",
+    "incident.store",
+    "incident.import",
+    "incident.report",
+    "action.list",
+    "action.cancel",
+    "action.approve",
+    "monitor.show",
+    "monitor.set",
     "events.subscribe",
 ];
 
-type Answer = Result<Value, RpcError>;
+pub(super) type Answer = Result<Value, RpcError>;
 
 impl Supervisor {
     pub(super) fn call(&mut self, call: Call, now: Instant) {
         let Call { request, answer } = call;
         debug!(method = request.method, "called");
         self.sample_memory(now);
-        match request.method.as_str() {
-            "endpoint.wake" => return self.wake(request.params, answer, now),
-            "usage.show" => return self.show_usage(request.params, answer),
-            _ => {}
+        if request.method == "endpoint.wake" {
+            return self.wake(request.params, answer, now);
         }
-        let result = self.answer(&request.method, request.params, now);
+        let Some((params, answer)) = self.call_database(&request.method, request.params, answer, now) else {
+            return;
+        };
+        let result = self.answer(&request.method, params, now);
         if answer.send(result).is_err() {
             debug!(method = request.method, "the caller has gone");
         }
@@ -129,12 +143,33 @@ impl Supervisor {
                 self.edit(&Edit::Default(id.clone()), &id, now)?;
                 Ok(Value::Null)
             }
+            "incident.store" => {
+                no_params(&params)?;
+                Ok(self.export_store(now))
+            }
+            "incident.import" => self.import_store(params, now),
+            "incident.report" => {
+                let signal: Signal = read(params)?;
+                if let Some(id) = &signal.endpoint {
+                    self.known(id)?;
+                }
+                // A stranger's words: what looks like a secret goes before anybody keeps or repeats them.
+                let detail = redact::redact(&signal.detail).into_owned();
+                self.services.see(Signal { detail, ..signal });
+                Ok(Value::Null)
+            }
+            "monitor.show" => {
+                no_params(&params)?;
+                json(&self.monitor_status(now))
+            }
+            "monitor.set" => self.set_monitor(read(params)?, now),
             "endpoint.start" => self.start_endpoint(read(params)?, now, false),
             "endpoint.restart" => self.start_endpoint(read(params)?, now, true),
             "endpoint.stop" => {
                 let EndpointParams { id } = read(params)?;
                 self.known(&id)?;
                 info!(endpoint = %id, "stopped by the person");
+                self.person_wants(&id, false);
                 self.set_stopped(&id, true);
                 self.drive(&id, now);
                 self.status_of(&id)
@@ -179,6 +214,7 @@ impl Supervisor {
         self.known(&id)?;
         self.not_stopping()?;
         info!(endpoint = %id, replaces, "started by the person");
+        self.person_wants(&id, true);
         self.set_stopped(&id, false);
         if let Some(managed) = self.endpoints.get_mut(&id) {
             if !managed.is_enabled() {
@@ -213,18 +249,6 @@ impl Supervisor {
             Err(error) => {
                 let _ = answer.send(Err(error)); // fails only when the caller has gone
             }
-        }
-    }
-
-    fn show_usage(&mut self, params: Value, answer: oneshot::Sender<Answer>) {
-        match read(params) {
-            Ok(UsageParams { since_ms }) => {
-                // What has gathered counts, too.
-                self.services.database.flush();
-                let since_ms = since_ms.unwrap_or_default();
-                self.services.database.answer(answer, move |connection| usage::summary(connection, since_ms));
-            }
-            Err(error) => drop(answer.send(Err(error))), // fails only when the caller has gone
         }
     }
 
@@ -323,6 +347,17 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Changes what the person's file says about the supervisor itself, and applies it.
+    pub(super) fn edit_supervisor(&mut self, edit: &Edit, now: Instant) -> Result<(), RpcError> {
+        self.not_stopping()?;
+        let path = self.services.paths.settings();
+        let old = read_settings(&path)?;
+        let new = edit::apply(&path, &old, edit).map_err(|error| edit_failed(&error))?;
+        files::write_atomically(&path, new.as_bytes(), PRIVATE_FILE_MODE).map_err(|error| file_failed(&error))?;
+        self.reload(now);
+        Ok(())
+    }
+
     fn set_stopped(&mut self, id: &EndpointId, stopped: bool) {
         if let Err(error) = self.services.stopped.set(id, stopped) {
             warn!(endpoint = %id, %error, "a stop cannot be remembered; it holds until the supervisor ends");
@@ -378,6 +413,7 @@ impl Supervisor {
                 problem: self.configuration.problem.clone(),
             },
             database: self.services.database.status(),
+            incidents_alerted: self.incidents.n_alerted(),
             default_endpoint: self.services.default_endpoint.clone(),
             endpoints: self.statuses(),
             sessions: self.sessions.statuses(),
@@ -385,11 +421,11 @@ impl Supervisor {
     }
 }
 
-fn json(value: &impl Serialize) -> Answer {
+pub(super) fn json(value: &impl Serialize) -> Answer {
     serde_json::to_value(value).map_err(|error| RpcError::new(code::INTERNAL, error.to_string(), None))
 }
 
-fn read<T: DeserializeOwned>(params: Value) -> Result<T, RpcError> {
+pub(super) fn read<T: DeserializeOwned>(params: Value) -> Result<T, RpcError> {
     let params = if params.is_null() { Value::Object(serde_json::Map::new()) } else { params };
     if !params.is_object() {
         return Err(invalid("the parameters are not an object", r#"name them, e.g. {"id":"zai"}"#));
@@ -398,7 +434,7 @@ fn read<T: DeserializeOwned>(params: Value) -> Result<T, RpcError> {
         .map_err(|error| RpcError::new(code::INVALID_PARAMS, format!("the parameters do not fit: {error}"), None))
 }
 
-fn no_params(params: &Value) -> Result<(), RpcError> {
+pub(super) fn no_params(params: &Value) -> Result<(), RpcError> {
     match params {
         Value::Null => Ok(()),
         Value::Object(fields) if fields.is_empty() => Ok(()),

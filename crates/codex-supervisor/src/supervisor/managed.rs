@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use codex_control::EndpointId;
 use codex_control::endpoint::Endpoint;
+use codex_control::incident::{self, Observation};
 use codex_control::ipc::{
     self, Assignment, Counters, FromWorker, Hello, Problem, RequestOutcome, RequestReport, ToWorker,
 };
@@ -65,6 +66,8 @@ pub(super) struct Managed {
     stand_in: Option<StandIn>,
     workers: BTreeMap<u64, Worker>,
     last_exit: Option<String>,
+    /// Since the last one that was answered well.
+    n_probes_failed: u64,
     healthy_at_ms: Option<u64>,
     counters: Counters,
     announced: Option<(EndpointState, Option<Problem>)>,
@@ -118,6 +121,7 @@ impl Managed {
             stand_in: None,
             workers: BTreeMap::new(),
             last_exit: None,
+            n_probes_failed: 0,
             healthy_at_ms: None,
             counters: Counters::default(),
             announced: None,
@@ -251,6 +255,65 @@ impl Managed {
         self.port_trouble = None;
     }
 
+    /// That something was seen about it.
+    fn signal_of(&self, what: Observation) -> incident::Signal {
+        incident::Signal::of(what, &self.id)
+    }
+
+    /// The worker that ran at `seen_at` does not do well and is to be replaced, if it still runs.
+    pub(super) fn renew_worker(&mut self, seen_at: Instant) {
+        let serving = self.lifecycle.serving().and_then(|generation| self.workers.get(&generation));
+        if serving.is_some_and(|worker| worker.started_at < seen_at) {
+            self.lifecycle.renew();
+        }
+    }
+
+    /// The endpoint whose provider and key it uses.
+    pub(super) fn route(&self) -> &EndpointId {
+        self.planned.route.as_ref().unwrap_or(&self.id)
+    }
+
+    /// Where it listens.
+    pub(super) fn port(&self) -> Option<u16> {
+        self.address.map(|address| address.port())
+    }
+
+    /// Since when the present worker runs, in Unix milliseconds.
+    pub(super) fn started_at_ms(&self) -> Option<u64> {
+        let worker = self.lifecycle.current().and_then(|generation| self.workers.get(&generation));
+        worker.map(|worker| worker.started_at_ms)
+    }
+
+    /// The port it should listen on and cannot.
+    pub(super) fn missing_port(&self, services: &Services) -> Option<u16> {
+        self.port_trouble.as_ref()?;
+        services.ports.decided(&self.id, self.planned.settings.port)
+    }
+
+    /// Ends the worker `pid` if it is one of ours and nobody's present one. Says whether it was.
+    pub(super) fn end_if_stale(&mut self, pid: u32) -> bool {
+        let current = self.lifecycle.current();
+        let stale = self
+            .workers
+            .iter()
+            .find(|(generation, worker)| Some(**generation) != current && worker.process.identity().pid == pid);
+        let Some(generation) = stale.map(|(generation, _)| *generation) else { return false };
+        warn!(endpoint = %self.id, generation, worker_pid = pid, "a worker that should be gone is ended");
+        self.signal(generation, Signal::TERM);
+        true
+    }
+
+    /// Gives the present worker an order.
+    ///
+    /// # Errors
+    /// A reason for a person, when there is none who could take it.
+    pub(super) fn order(&self, order: ToWorker) -> Result<(), String> {
+        let worker = self.lifecycle.current().and_then(|generation| self.workers.get(&generation));
+        let connection = worker.and_then(|worker| worker.connection.as_ref());
+        let told = connection.is_some_and(|connection| connection.outbox.try_send(order).is_ok());
+        if told { Ok(()) } else { Err(format!("no worker of `{}` can be told at present", self.id)) }
+    }
+
     /// Somebody waits for its health.
     pub(super) fn probe_soon(&mut self, now: Instant) {
         self.lifecycle.probe_soon(now);
@@ -353,6 +416,7 @@ impl Managed {
                 };
                 if tries == 0 {
                     error!(endpoint = %self.id, problem = problem.message, "no listener");
+                    services.see(self.signal_of(Observation::PortTaken).detail(&problem.message));
                 }
                 let pause = if tries < QUICK_TRIES { QUICK_RETRY_INTERVAL } else { RETRY_INTERVAL };
                 self.port_trouble = Some(PortTrouble { problem, retry_at: now + pause, tries: tries + 1 });
@@ -411,6 +475,9 @@ impl Managed {
                     message,
                     json!({ "generation": generation, "pid": worker_pid }),
                 );
+                if because == KillReason::Stuck {
+                    services.see(self.signal_of(Observation::WorkerStuck).detail(because.text()));
+                }
                 if let Some(worker) = self.workers.get_mut(&generation) {
                     worker.killed = Some(because);
                 }
@@ -571,14 +638,15 @@ impl Managed {
             return self.drain(generation, self.lifecycle.time_left(now, generation));
         }
         if let Some(endpoint) = endpoint {
+            let route = self.route();
             // One that serves already goes on with what it has; to it this says that it is known.
             let assignment = Assignment {
                 endpoint,
                 token_file: services.paths.token(&self.id),
-                credential_file: services.paths.credential(&self.id),
+                credential_file: services.paths.credential(route),
                 seal_key_file: services.paths.seal_key(),
-                models_cache_file: services.paths.models_cache(&self.id),
-                learned_file: services.paths.learned(&self.id),
+                models_cache_file: services.paths.models_cache(route),
+                learned_file: services.paths.learned(route),
                 config_folder: services.paths.config_folder().to_owned(),
             };
             if outbox.try_send(ToWorker::Assignment(Box::new(assignment))).is_err() {
@@ -668,6 +736,7 @@ impl Managed {
                     let elapsed = now.duration_since(worker.started_at);
                     let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
                     info!(endpoint = %self.id, worker_pid, generation, %address, elapsed_ms, "serving");
+                    services.see(self.signal_of(Observation::WorkerReady).value(elapsed_ms));
                 }
             }
             FromWorker::Heartbeat(counters) => {
@@ -680,6 +749,12 @@ impl Managed {
                 worker.problem = problem;
                 worker.has_settled = true;
                 self.lifecycle.probe_soon(now); // whoever waits for it need not wait for the next round
+            }
+            FromWorker::Signals(signals) => {
+                // Whatever it says, a worker speaks about its own endpoint alone.
+                for signal in signals.into_iter().take(ipc::SIGNALS_MAX) {
+                    services.see(incident::Signal { endpoint: Some(self.id.clone()), ..signal });
+                }
             }
             FromWorker::Drained => debug!(endpoint = %self.id, generation, "a worker has ended its answers"),
             FromWorker::Hello(_) => warn!(endpoint = %self.id, generation, "a worker says Hello twice"),
@@ -694,6 +769,11 @@ impl Managed {
         services.registry_is_outdated = true;
         let worker_pid = worker.process.identity().pid;
         let unexpected = self.lifecycle.ended(now, generation, exit.end);
+        if unexpected {
+            let what = if exit.code.is_some() { Observation::WorkerCrashed } else { Observation::WorkerKilled };
+            let value = exit.code.and_then(|code| u64::try_from(code).ok());
+            services.see(incident::Signal { value, ..self.signal_of(what) }.detail(&exit.text));
+        }
         let exit = match worker.killed {
             Some(because) => format!("{}, {}", exit.text, because.text()),
             None => exit.text,
@@ -720,6 +800,7 @@ impl Managed {
         error!(endpoint = %self.id, problem = problem.message, "restarts are slow from now on");
         let detail = json!({ "problem": problem, "last_exit": self.last_exit });
         services.announcer.tell("worker.tripped", Some(&self.id), problem.message.clone(), detail);
+        services.see(self.signal_of(Observation::WorkerTripped).detail(problem.message));
     }
 
     /// A probe has an answer. Says whether the endpoint is known to work: a good answer of the worker that serves, and
@@ -735,14 +816,24 @@ impl Managed {
         let is_serving = self.lifecycle.serving() == Some(generation);
         let replaces = self.lifecycle.probed(now, generation, result.is_ok());
         match result {
-            Ok(()) if is_serving => self.healthy_at_ms = Some(unix_ms()),
+            Ok(()) if is_serving => {
+                self.healthy_at_ms = Some(unix_ms());
+                self.n_probes_failed = 0;
+                services.see(self.signal_of(Observation::ProbeGood));
+            }
             Err(error) if is_serving => {
                 warn!(endpoint = %self.id, generation, error = report::chain(error), "a health probe failed");
                 let message = format!("a health probe of `{}` failed: {}", self.id, report::chain(error));
                 let detail = json!({ "generation": generation, "replaces": replaces });
                 services.announcer.tell("worker.probe-failed", Some(&self.id), message, detail);
+                self.n_probes_failed += 1;
                 if replaces {
                     self.last_exit = Some(format!("it failed its health probes: {}", report::chain(error)));
+                    let what = match error {
+                        ProbeError::Connection(_) => Observation::ProbeRefused,
+                        ProbeError::Timeout(_) | ProbeError::Status(_) => Observation::ProbeTimedOut,
+                    };
+                    services.see(self.signal_of(what).value(self.n_probes_failed).detail(report::chain(error)));
                 }
             }
             _ => {}
@@ -892,6 +983,7 @@ impl Managed {
             healthy_at_ms: self.healthy_at_ms,
             memory_bytes: worker.and_then(|worker| worker.memory_bytes),
             problem,
+            standing: services.standing.shown(&self.id),
             counters: self.counters.clone(),
         }
     }

@@ -57,5 +57,5 @@ impl Supervisor {
 fn unlisted(entry: &WorkerEntry) -> Option<Planned> {
     let settings = serde_json::from_value(serde_json::json!({ "id": entry.endpoint })).ok()?;
     let problem = codex_control::ipc::Problem { message: "it is not in the settings".to_owned(), hint: None };
-    Some(Planned { settings, resolved: Err(problem), tables: String::new() })
+    Some(Planned { settings, resolved: Err(problem), tables: String::new(), route: None })
 }

@@ -1,11 +1,13 @@
 //! What endpoints need of the supervisor to do things.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use codex_control::EndpointId;
 use codex_control::environment::Environment;
+use codex_control::incident::Signal;
 use codex_control::paths::Paths;
 use codex_control::settings::{CodexSettings, DaemonSettings};
 
@@ -17,6 +19,7 @@ use crate::log::LogLimits;
 use crate::ports::Ports;
 use crate::registry::SupervisorEntry;
 use crate::scope::Manager;
+use crate::standing::Standing;
 use crate::stopped::Stopped;
 use crate::systemd::Store;
 
@@ -46,6 +49,8 @@ pub(super) struct Services {
     pub(super) ports: Ports,
     /// What the person has stopped.
     pub(super) stopped: Stopped,
+    /// What actions have changed.
+    pub(super) standing: Standing,
     /// The `[daemon]` settings in force.
     pub(super) settings: DaemonSettings,
     /// The `[codex]` settings in force.
@@ -54,6 +59,10 @@ pub(super) struct Services {
     pub(super) log_limits: Arc<LogLimits>,
     /// The endpoint used when a command names none.
     pub(super) default_endpoint: Option<EndpointId>,
+    /// What was seen and the incident engine has not been told yet; see [`Services::see`].
+    pub(super) signals: VecDeque<Signal>,
+    /// Signals that were dropped because too many came at once.
+    pub(super) n_signals_dropped: u64,
     /// Whether we are ending.
     pub(super) is_stopping: bool,
     /// Whether an endpoint's state is another than the service manager was told.
@@ -62,7 +71,19 @@ pub(super) struct Services {
     pub(super) registry_is_outdated: bool,
 }
 
+/// Signals of one event that wait for its end; beyond it the oldest are dropped and counted.
+const SIGNALS_MAX: usize = 4096;
+
 impl Services {
+    /// Something was seen that may mean a fault, or the end of one.
+    pub(super) fn see(&mut self, signal: Signal) {
+        if self.signals.len() >= SIGNALS_MAX {
+            self.signals.pop_front();
+            self.n_signals_dropped += 1;
+        }
+        self.signals.push_back(signal);
+    }
+
     /// The settings as a lifecycle knows them.
     pub(super) fn limits(&self) -> Limits {
         Limits {

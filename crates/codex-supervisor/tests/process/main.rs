@@ -5,6 +5,7 @@
 
 mod control;
 mod home;
+mod incidents;
 mod recovery;
 mod service;
 mod settings;

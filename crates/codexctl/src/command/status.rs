@@ -1,7 +1,7 @@
 //! `codexctl status`: does it work, and if not, what is to be done?
 
 use codex_control::ipc::Problem;
-use codex_control::rpc::{DaemonStatus, EndpointState, EndpointStatus, Protection};
+use codex_control::rpc::{DaemonStatus, EndpointState, EndpointStatus, Protection, StandingChange};
 use codex_control::session;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -199,6 +199,17 @@ fn shown(status: &DaemonStatus, chain: &Chain, now_ms: u64) -> String {
             parts.push(told(&format!("{}: {}", endpoint.id, problem.message), problem.hint.as_deref()));
         }
     }
+    for endpoint in &status.endpoints {
+        if let Some(standing) = &endpoint.standing {
+            parts.push(changed_by_action(endpoint, standing, now_ms));
+        }
+    }
+    if status.incidents_alerted > 0 {
+        let n = usize::try_from(status.incidents_alerted).unwrap_or(usize::MAX);
+        let verb = if n == 1 { "needs" } else { "need" };
+        parts
+            .push(told(&format!("{} {verb} you", text::count(n, "incident")), Some("`codexctl incidents` tells what")));
+    }
     if let Some(problem) = &status.settings.problem {
         let message = format!("settings: {}; the last good ones stay in force", problem.message);
         parts.push(told(&message, problem.hint.as_deref()));
@@ -226,6 +237,21 @@ fn shown(status: &DaemonStatus, chain: &Chain, now_ms: u64) -> String {
         parts.push(told(&message, Some("`codexctl restart` starts the installed version")));
     }
     parts.join("\n")
+}
+
+/// What an action has changed about an endpoint, and how that is taken back.
+fn changed_by_action(endpoint: &EndpointStatus, standing: &StandingChange, now_ms: u64) -> String {
+    let mut what = Vec::new();
+    if let Some(route) = &standing.route {
+        what.push(format!("uses the provider of `{route}`"));
+    }
+    if standing.timeout_raises > 0 {
+        what.push("has longer timeouts".to_owned());
+    }
+    let since = text::duration(now_ms.saturating_sub(standing.since_ms));
+    let message = format!("`{}` {} for {since} now", endpoint.id, what.join(" and "));
+    let hint = standing.actions.first().map(|id| format!("`codexctl actions cancel {id}` takes it back"));
+    told(&message, hint.as_deref())
 }
 
 fn row(endpoint: &EndpointStatus, now_ms: u64) -> [String; 8] {

@@ -171,6 +171,7 @@ fn settings(arguments: &Arguments, preset: Option<&Provider>) -> Result<Endpoint
         protocol: arguments.protocol.map(Protocol::from),
         base_url,
         auth: (auth != AuthSettings::default()).then_some(auth),
+        backup: None,
         default_model: arguments.model.clone(),
         models: None,
         aliases: BTreeMap::new(),

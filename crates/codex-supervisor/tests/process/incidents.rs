@@ -1,0 +1,323 @@
+//! The incident engine at work: what goes wrong is seen, mended, written down, and bounded, over kills of the
+//! supervisor.
+
+use std::time::{Duration, Instant};
+
+use codex_control::incident::{Answer, Observation, Signal};
+use codex_control::tables::incident::IncidentTables;
+use codex_incident::{Directive, Engine, Policy, Saved};
+use rusqlite::Connection;
+use rustix::process::Signal as Kill;
+use serde_json::{Value, json};
+
+use crate::endpoint;
+use crate::home::{Home, Supervisor, get, wait_for};
+
+/// Endpoint `a`, an expert to ask, and no cooldown between questions about unknown formats.
+fn with_expert() -> String {
+    format!(
+        "[monitor]\nai_endpoint = \"expert\"\n\n{}{}",
+        endpoint("a", ""),
+        endpoint("expert", "default_model = \"m\"")
+    )
+}
+
+fn report(supervisor: &Supervisor<'_>, what: &str, endpoint: &str, times: usize) {
+    for _ in 0..times {
+        supervisor.call("incident.report", json!({ "what": what, "endpoint": endpoint }));
+    }
+}
+
+/// The newest incident, whole, once it fits.
+fn incident(supervisor: &Supervisor<'_>, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+    wait_for(what, || {
+        let incidents = supervisor.call("incident.list", json!({ "whole": true }));
+        incidents.as_array().unwrap().iter().find(|incident| fits(incident)).cloned()
+    })
+}
+
+fn texts(incident: &Value) -> String {
+    let steps = incident["timeline"].as_array().unwrap().iter();
+    steps.map(|step| step["text"].as_str().unwrap().to_owned() + "\n").collect()
+}
+
+fn worker_log(home: &Home, id: &str) -> String {
+    std::fs::read_to_string(home.state(&format!("logs/{id}.log"))).unwrap_or_default()
+}
+
+#[test]
+fn a_killed_worker_is_an_incident_that_ends_well_and_is_kept() {
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    supervisor.wake("a");
+    let generation = supervisor.endpoint("a")["generation"].clone();
+    supervisor.worker("a").signal(Kill::KILL).unwrap();
+    let seen = incident(&supervisor, "the incident's end", |incident| incident["state"] == "resolved");
+    assert_eq!((&seen["fault"], &seen["what"]), (&json!("A1"), &json!("worker-killed")), "{seen:#}");
+    let attempt = &seen["attempts"][0];
+    assert_eq!(
+        (&attempt["action"], &attempt["tier"], &attempt["state"]),
+        (&json!("restart_proxy"), &json!("rule"), &json!("helped")),
+        "{seen:#}"
+    );
+    let again = supervisor.endpoint("a")["generation"].as_u64().unwrap();
+    assert_eq!(again, generation.as_u64().unwrap() + 1, "a worker that is back already is not replaced once more");
+    supervisor.stop();
+
+    let supervisor = home.start();
+    let kept = supervisor.call("incident.show", json!({ "id": seen["id"] }));
+    assert_eq!(kept, seen);
+    let counts = supervisor.call("incident.counts", json!({}));
+    assert_eq!(counts["faults"]["A1"], 1);
+    assert_eq!(counts["rules"].as_object().unwrap().values().next().unwrap()["helped"], 1);
+    let (code, message, _) = supervisor.refusal("incident.show", json!({ "id": 99 }));
+    assert_eq!((code, message.as_str()), (1, "there is no incident 99"));
+    supervisor.stop();
+}
+
+#[test]
+fn an_action_can_be_cancelled_for_three_seconds_and_is_done_otherwise() {
+    let home = Home::new(&(endpoint("a", "") + &endpoint("b", "")));
+    let supervisor = home.start();
+    for id in ["a", "b"] {
+        supervisor.wake(id);
+        report(&supervisor, "parser-empty", id, 3);
+    }
+    let planned = wait_for("both actions", || {
+        let lines = supervisor.call("action.list", Value::Null);
+        let planned = lines.as_array().unwrap().iter().filter(|line| line["attempt"]["state"]["planned"].is_object());
+        Some(planned.cloned().collect::<Vec<_>>()).filter(|planned| planned.len() == 2)
+    });
+    let of_a = planned.iter().find(|line| line["endpoint"] == "a").unwrap();
+    assert_eq!(of_a["attempt"]["action"], "clear_schema_cache");
+    let id = of_a["attempt"]["id"].clone();
+    let cancelled = supervisor.call("action.cancel", json!({ "id": id }));
+    assert_eq!(cancelled["attempt"]["state"], "cancelled");
+    let (code, message, _) = supervisor.refusal("action.cancel", json!({ "id": id }));
+    assert_eq!((code, message), (2, format!("action {id} was cancelled already")));
+
+    wait_for("the other one to be carried out", || worker_log(&home, "b").contains("told ForgetLearned").then_some(()));
+    report(&supervisor, "tool-call-good", "b", 1);
+    let of_b = incident(&supervisor, "it to be seen that it helped", |incident| {
+        incident["endpoint"] == "b" && incident["state"] == "resolved"
+    });
+    let attempts = of_b["attempts"].as_array().unwrap();
+    assert!(
+        attempts.iter().any(|attempt| attempt["action"] == "clear_schema_cache" && attempt["state"] == "helped"),
+        "{of_b:#}"
+    );
+    assert!(!worker_log(&home, "a").contains("told"), "what was cancelled is not done");
+    supervisor.stop();
+}
+
+#[test]
+fn five_restarts_in_ten_minutes_over_kills_of_the_supervisor() {
+    let home = Home::new(&endpoint("a", ""));
+    let mut supervisor = home.start();
+    for n in 0..5 {
+        supervisor.wake("a");
+        let before = supervisor.endpoint("a")["generation"].as_u64().unwrap();
+        report(&supervisor, "worker-stuck", "a", 1);
+        supervisor.wait_for_endpoint("a", "another worker", |status| {
+            status["generation"].as_u64().unwrap() > before && status["state"] == "running"
+        });
+        // The next one counts as another failure once this one is seen to be over.
+        incident(&supervisor, "it to be over", |incident| incident["state"] == "resolved" && incident["fault"] == "A4");
+        if n % 2 == 0 {
+            supervisor.kill();
+            supervisor = home.start();
+        }
+    }
+    supervisor.wake("a");
+    let before = supervisor.endpoint("a")["generation"].clone();
+    report(&supervisor, "worker-stuck", "a", 1);
+    let told = incident(&supervisor, "a person to be told", |incident| incident["state"] == "alerted");
+    assert!(texts(&told).contains("5 restarts within ten minutes did not help"), "{}", texts(&told));
+    assert_eq!(supervisor.endpoint("a")["generation"], before, "and it is not restarted");
+    supervisor.stop();
+}
+
+#[test]
+fn another_provider_takes_over_and_is_taken_back_and_both_survive() {
+    let settings = |auto: bool| {
+        let backup = endpoint("b", "").replace(":9/v1", ":10/v1");
+        format!("[monitor]\nauto_switch_provider = {auto}\n\n{}{backup}", endpoint("a", "backup = \"b\""))
+    };
+    let home = Home::new(&settings(false));
+    let base_url = |supervisor: &Supervisor<'_>| {
+        supervisor.call("endpoint.show", json!({ "id": "a" }))["endpoint"]["base_url"].clone()
+    };
+    let supervisor = home.start();
+    supervisor.wake("a");
+    report(&supervisor, "upstream-overloaded", "a", 3);
+    let told = incident(&supervisor, "the person to be told", |incident| incident["state"] == "alerted");
+    assert!(texts(&told).contains("switching to the backup is switched off"), "{}", texts(&told));
+    report(&supervisor, "upstream-good", "a", 1);
+    incident(&supervisor, "the end of it", |incident| incident["state"] == "resolved");
+    supervisor.stop();
+
+    home.write_settings(&settings(true).replace("id = \"a\"", "id = \"a\" # mine"));
+    // Another database: what was tried a moment ago would rest.
+    std::fs::remove_file(home.state("state.db")).unwrap();
+    let supervisor = home.start();
+    supervisor.wake("a");
+    report(&supervisor, "upstream-overloaded", "a", 3);
+    wait_for("the switch", || (base_url(&supervisor) == "http://127.0.0.1:10/v1").then_some(()));
+    supervisor.kill();
+
+    let supervisor = home.start();
+    supervisor.wake("a");
+    assert_eq!(base_url(&supervisor), "http://127.0.0.1:10/v1", "it stands");
+    let lines = supervisor.call("action.list", Value::Null);
+    let line = lines.as_array().unwrap().iter().find(|line| line["stands"] == true).unwrap().clone();
+    assert_eq!(line["attempt"]["action"], "switch_provider");
+    assert_eq!(supervisor.endpoint("a")["standing"]["route"], "b");
+    supervisor.call("action.cancel", json!({ "id": line["attempt"]["id"] }));
+    assert_eq!(base_url(&supervisor), "http://127.0.0.1:9/v1");
+    assert!(home.read_settings().contains("# mine"), "the person's file is as it was");
+    supervisor.stop();
+    let supervisor = home.start();
+    assert_eq!(base_url(&supervisor), "http://127.0.0.1:9/v1");
+    supervisor.stop();
+}
+
+/// What an engine has to keep after `n` questions to the AI, the last one `ago_ms` ago, a minute between them.
+fn asked_already(n: u64, ago_ms: u64, usd_for_mtok: f64, tokens: u64) -> Saved {
+    let mut tables = IncidentTables::embedded();
+    tables.prices.iter_mut().for_each(|price| price.input_usd_per_mtok = usd_for_mtok);
+    for rule in &mut tables.rules {
+        rule.cooldown_s = 0;
+    }
+    let policy = Policy { ai_model: Some("m".to_owned()), ai_monthly_usd_max: 1_000.0, ..Policy::default() };
+    let mut engine = Engine::new(tables, policy);
+    let now_ms = u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+    for question in 0..n {
+        let at_ms = now_ms - ago_ms - (n - 1 - question) * 61_000;
+        let id = format!("e{question}").parse().unwrap();
+        engine.observe(at_ms, Signal::of(Observation::UpstreamNonsense, &id));
+        while let Some(directive) = engine.poll(at_ms) {
+            if let Directive::Diagnose(asked) = directive {
+                let answer =
+                    Answer::Text { text: "no idea".to_owned(), input_tokens: Some(tokens), output_tokens: Some(0) };
+                assert!(engine.diagnosis(at_ms, asked.incident, answer));
+            }
+        }
+    }
+    assert_eq!(engine.guards().ai_calls_of_day(now_ms) as u64, n);
+    engine.export()
+}
+
+#[test]
+fn what_the_ai_may_cost_holds_over_a_kill() {
+    for (saved, refusal) in [
+        (asked_already(1, 30_000, 0.0, 1), "the AI was asked less than a minute ago"),
+        (asked_already(10, 120_000, 0.0, 1), "the AI was asked ten times today already"),
+        (asked_already(1, 120_000, 2.5, 1_000_000), "the month's budget for the AI is spent"),
+    ] {
+        // A provider elsewhere: one on this machine costs nothing.
+        let home = Home::new(&with_expert().replace("127.0.0.1:9", "provider.invalid"));
+        let supervisor = home.start();
+        supervisor.kill();
+        let connection = Connection::open(home.state("state.db")).unwrap();
+        let record = serde_json::to_string(&saved).unwrap();
+        connection.execute("INSERT OR REPLACE INTO engine (id, record) VALUES (1, ?1)", [record]).unwrap();
+        drop(connection);
+
+        let supervisor = home.start();
+        supervisor.wake("expert");
+        let before = supervisor.call("monitor.show", Value::Null);
+        report(&supervisor, "upstream-nonsense", "a", 1);
+        let told = incident(&supervisor, "the person to be told", |incident| incident["state"] == "alerted");
+        assert!(texts(&told).contains(refusal), "{}", texts(&told));
+        let after = supervisor.call("monitor.show", Value::Null);
+        assert_eq!(after["ai_calls_day"], before["ai_calls_day"], "nobody was asked");
+        supervisor.kill();
+        drop(home.start());
+    }
+}
+
+#[test]
+fn a_question_is_counted_before_it_is_asked() {
+    let home = Home::new(&with_expert().replace("id = \"expert\"", "id = \"expert\"\nname = \"silent\""));
+    let supervisor = home.start();
+    supervisor.wake("expert");
+    report(&supervisor, "upstream-nonsense", "a", 1);
+    wait_for("the question", || worker_log(&home, "expert").contains("asked").then_some(()));
+    supervisor.kill();
+    let supervisor = home.start();
+    let status = wait_for("what was kept", || {
+        Some(supervisor.call("monitor.show", Value::Null)).filter(|status| status["ai_calls_day"] == 1)
+    });
+    assert_eq!(status["ai_calls_month"], 1);
+    supervisor.stop();
+}
+
+#[test]
+fn without_a_database_workers_are_restarted_and_nothing_is_spent() {
+    let home = Home::new(&with_expert());
+    std::fs::create_dir_all(home.state("state.db")).unwrap();
+    let supervisor = home.start();
+    supervisor.wake("a");
+    supervisor.wake("expert");
+    let before = supervisor.endpoint("a")["generation"].as_u64().unwrap();
+    report(&supervisor, "worker-stuck", "a", 1);
+    supervisor.wait_for_endpoint("a", "another worker", |status| status["generation"].as_u64().unwrap() > before);
+    report(&supervisor, "upstream-nonsense", "a", 1);
+    let told = incident(&supervisor, "the person to be told", |incident| {
+        incident["state"] == "alerted" && incident["what"] == "upstream-nonsense"
+    });
+    assert!(!worker_log(&home, "expert").contains("asked"), "{told:#}");
+    let status = supervisor.call("monitor.show", Value::Null);
+    assert!(status["ai_problem"].as_str().unwrap().contains("cannot be counted"), "{status:#}");
+    assert_eq!(supervisor.call("daemon.status", Value::Null)["database"]["is_in_memory"], true);
+    supervisor.stop();
+}
+
+/// Seconds of the storm; `scripts/signals.sh` sets more.
+const STORM_SECONDS: u64 = 3;
+/// Signals a second, each a message of its own: workers gather theirs.
+const STORM_RATE: u64 = 10_000;
+
+#[test]
+fn a_storm_of_signals_delays_no_restart() {
+    let seconds = std::env::var("STORM_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(STORM_SECONDS);
+    let home = Home::new(&(endpoint("a", "") + &endpoint("b", "")));
+    let supervisor = home.start();
+    let stormy = supervisor.wake("a");
+    let address = supervisor.wake("b");
+    let restart = || {
+        let worker = supervisor.worker("b");
+        let killed_at = Instant::now();
+        worker.signal(Kill::KILL).unwrap();
+        wait_for("an answer of another worker", || get(address, "/health").ok());
+        let elapsed = killed_at.elapsed();
+        supervisor.wait_for_state("b", "running");
+        elapsed
+    };
+    let median = |mut times: Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2]
+    };
+    let calm = median((0..5).map(|_| restart()).collect());
+    let begun_at = Instant::now();
+    let mut times = Vec::new();
+    for second in 0..seconds {
+        get(stormy, &format!("/signal/upstream-server-error/500/{STORM_RATE}")).unwrap();
+        while begun_at.elapsed() < Duration::from_secs(second + 1) {
+            times.push(restart());
+        }
+    }
+    let n_restarts = times.len();
+    let longest = times.iter().max().copied().unwrap_or_default();
+    let stormed = median(times);
+    let counted = wait_for("every signal to be counted", || {
+        let incidents = supervisor.call("incident.list", json!({ "endpoint": "a" }));
+        let n: u64 = incidents.as_array().unwrap().iter().filter_map(|incident| incident["n_signals"].as_u64()).sum();
+        (n >= seconds * STORM_RATE).then_some(n)
+    });
+    println!(
+        "{counted} signals in {seconds} s, {n_restarts} restarts: median {calm:?} calm, {stormed:?} in the storm, longest {longest:?}"
+    );
+    assert!(stormed < calm * 3 + Duration::from_millis(50), "median {calm:?} calm, {stormed:?} in the storm");
+    supervisor.stop();
+}
