@@ -13,6 +13,8 @@ pub const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
 pub const XDG_STATE_HOME: &str = "XDG_STATE_HOME";
 /// Base of disposable files; default `~/.cache`.
 pub const XDG_CACHE_HOME: &str = "XDG_CACHE_HOME";
+/// Base of programs' data; default `~/.local/share`.
+pub const XDG_DATA_HOME: &str = "XDG_DATA_HOME";
 /// Base of sockets and locks; default `/run/user/UID` where it exists, else a private folder below the state.
 pub const XDG_RUNTIME_DIR: &str = "XDG_RUNTIME_DIR";
 /// Codex's own folder; default `~/.codex`.

@@ -15,6 +15,7 @@
 //! | [`paths`], [`environment`] | every path and every environment variable, each built in one place |
 //! | [`files`], [`credentials`], [`token`], [`secret`] | private files and what may never be printed |
 //! | [`process`], [`tree`] | who a process is, proven; what it has started |
+//! | [`registry`] | which processes are ours, for the next supervisor and for `codexctl cleanup` |
 //! | [`session`] | one start of Codex, as its launcher and the supervisor talk about it |
 //! | [`guests`], [`descriptors`] | how many may come in, and who goes when there are too many |
 //! | [`redact`], [`telemetry`] | what reaches a log, and how |
@@ -32,6 +33,7 @@ pub mod ipc;
 pub mod paths;
 pub mod process;
 pub mod redact;
+pub mod registry;
 pub mod report;
 pub mod rpc;
 pub mod secret;

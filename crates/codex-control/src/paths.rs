@@ -20,6 +20,7 @@ pub struct Paths {
     cache: PathBuf,
     runtime: PathBuf,
     codex_home: PathBuf,
+    codex_desktop: [PathBuf; 2],
     original_cache: PathBuf,
 }
 
@@ -56,6 +57,11 @@ impl Paths {
         let paths = Self {
             config: absolute(environment::XDG_CONFIG_HOME).unwrap_or_else(|| home.join(".config")).join(FOLDER),
             cache: absolute(environment::XDG_CACHE_HOME).unwrap_or_else(|| home.join(".cache")).join(FOLDER),
+            codex_desktop: [
+                absolute(environment::XDG_DATA_HOME).unwrap_or_else(|| home.join(".local/share")),
+                absolute(environment::XDG_CACHE_HOME).unwrap_or_else(|| home.join(".cache")),
+            ]
+            .map(|base| base.join("codex-desktop")),
             codex_home: absolute(environment::CODEX_HOME).unwrap_or_else(|| home.join(".codex")),
             original_cache: home.join(".cache/codex-proxy"),
             state,
@@ -97,6 +103,11 @@ impl Paths {
     /// Where Codex keeps the programs of its background daemon.
     pub fn codex_daemon_folder(&self) -> PathBuf {
         self.codex_home.join("packages/app-server-daemon")
+    }
+
+    /// Where Codex Desktop keeps its data and its disposable files.
+    pub fn codex_desktop_folders(&self) -> [PathBuf; 2] {
+        self.codex_desktop.clone()
     }
 
     /// Codex's own settings.

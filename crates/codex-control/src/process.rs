@@ -133,6 +133,8 @@ fn boot_id() -> io::Result<&'static str> {
 pub(crate) struct Stat {
     /// Number of the parent (field 4).
     pub(crate) parent: u32,
+    /// Number of the process group (field 5).
+    pub(crate) group: u32,
     /// Start time in clock ticks since boot (field 22).
     pub(crate) start_ticks: u64,
 }
@@ -150,8 +152,9 @@ impl Stat {
         let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
         let mut fields = std::str::from_utf8(&stat[after_name..]).ok()?.split_ascii_whitespace();
         let parent = fields.nth(4 - 3)?.parse().ok()?;
-        let start_ticks = fields.nth(22 - 5)?.parse().ok()?;
-        Some(Self { parent, start_ticks })
+        let group = fields.next()?.parse().ok()?;
+        let start_ticks = fields.nth(22 - 6)?.parse().ok()?;
+        Some(Self { parent, group, start_ticks })
     }
 }
 
@@ -174,7 +177,7 @@ mod tests {
     #[test]
     fn the_name_of_a_program_does_not_confuse() {
         let stat = b"7 (a) R 9 (\xff) S 5 7 7 0 -1 4194560 1 0 0 0 1 2 0 0 20 0 1 0 4711 8 9\n";
-        assert_eq!(Stat::parse(stat), Some(Stat { parent: 5, start_ticks: 4711 }));
+        assert_eq!(Stat::parse(stat), Some(Stat { parent: 5, group: 7, start_ticks: 4711 }));
         assert_eq!(Stat::parse(b"7 (a) S 5"), None);
     }
 

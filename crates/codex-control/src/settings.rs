@@ -54,6 +54,9 @@ pub struct DaemonSettings {
     pub restart_backoff_max_s: u64,
     /// Seconds a worker may take to end its streams when it is stopped. Default 5, 1 to 600.
     pub stop_timeout_s: u64,
+    /// Memory of a worker, in bytes, before which it is replaced by another one; running streams end in their own time.
+    /// Default 1073741824 (1 GiB), at least 16777216.
+    pub worker_memory_bytes_max: u64,
     /// A log file is put aside when it reaches this many bytes. Default 1048576, 65536 to 1073741824.
     pub log_bytes_max: u64,
     /// Old log files kept. Default 3, 0 to 100.
@@ -68,6 +71,7 @@ impl Default for DaemonSettings {
             health_failures_max: 3,
             restart_backoff_max_s: 30,
             stop_timeout_s: 5,
+            worker_memory_bytes_max: 1024 * 1024 * 1024,
             log_bytes_max: 1024 * 1024,
             log_files_max: 3,
         }
@@ -419,6 +423,7 @@ impl Settings {
             ("health_failures_max", d.health_failures_max.into(), 1, 100),
             ("restart_backoff_max_s", d.restart_backoff_max_s, 1, 600),
             ("stop_timeout_s", d.stop_timeout_s, 1, 600),
+            ("worker_memory_bytes_max", d.worker_memory_bytes_max, 16 << 20, 1 << 50),
             ("log_bytes_max", d.log_bytes_max, 64 * 1024, 1 << 30),
             ("log_files_max", d.log_files_max.into(), 0, 100),
             ("body_bytes_max", w.body_bytes_max, 1024 * 1024, 1 << 30),

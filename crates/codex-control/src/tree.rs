@@ -96,6 +96,29 @@ pub fn below(root: &Process, spared: &Spared) -> Vec<Process> {
     Snapshot::take().below(root, spared)
 }
 
+/// A process and everything in the process group it leads, at most [`MEMBERS_MAX`]; nothing if it has ended, and only
+/// itself if it leads none.
+pub fn in_group(leader: &Process) -> Vec<Process> {
+    let pid = leader.identity().pid;
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let mut members: Vec<Process> = pids
+        .filter(|other| *other == pid || Stat::read(*other).is_ok_and(|stat| stat.group == pid))
+        .filter_map(|other| Process::open(other).ok())
+        .filter(|other| {
+            other.identity() == leader.identity()
+                || Stat::read(other.identity().pid).is_ok_and(|stat| stat.group == pid)
+        })
+        .filter(|other| !other.has_ended())
+        .take(MEMBERS_MAX)
+        .collect();
+    // While its leader lives, the group's number is its own.
+    if leader.has_ended() {
+        members.clear();
+    }
+    members
+}
+
 /// Everything in the control group at `folder` (below `/sys/fs/cgroup`) and in those below it, at most
 /// [`MEMBERS_MAX`]. None if there is no such group any more.
 pub fn in_cgroup(folder: &Path, spared: &Spared) -> Vec<Process> {

@@ -13,7 +13,7 @@ use codex_control::report::{self, Hinted};
 use codex_control::settings::{EndpointSettings, Settings, SettingsError};
 use codex_control::tables::Tables;
 
-use crate::registry::fingerprint;
+use codex_control::registry::fingerprint;
 
 /// What is in force.
 #[derive(Clone, Debug)]

@@ -22,9 +22,9 @@ use crate::clock::unix_ms;
 use crate::configuration::Configuration;
 use crate::event::{EVENTS_MAX, Event, Farewell, Queue, Signal};
 use crate::log::{LogLimits, RotatingFile};
-use crate::registry::SupervisorEntry;
 use crate::supervisor::{Start, Supervisor};
 use crate::{control, scope, single, systemd, watch, worker_socket};
+use codex_control::registry::SupervisorEntry;
 
 /// Time clients have to take their last answers.
 const FAREWELL_WITHIN: Duration = Duration::from_millis(500);

@@ -19,7 +19,7 @@
 //! | [`incidents`] | the incident engine at work: signals in, actions out |
 //! | [`database`] | `state.db`: usage and incidents |
 //! | [`standing`] | what actions have changed about endpoints, over the settings |
-//! | [`registry`], [`stopped`] | what is remembered: processes, the person's stops |
+//! | [`stopped`] | what is remembered: the person's stops |
 //! | [`single`], [`systemd`], [`log`], [`clock`] | the lock, the service manager, log files, the time |
 
 mod announce;
@@ -40,7 +40,6 @@ mod log;
 mod memory;
 mod ports;
 mod probe;
-mod registry;
 mod scope;
 mod single;
 mod stand_in;

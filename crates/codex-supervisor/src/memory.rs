@@ -1,6 +1,6 @@
 //! How much memory processes use.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -70,9 +70,77 @@ impl Memory {
     }
 }
 
+/// Samples a [`Trend`] looks back on.
+const SAMPLES_MAX: usize = 4;
+/// Samples that must all grow before a trend is believed.
+const SAMPLES_MIN: usize = 3;
+/// How far a trend looks ahead: the time of some samples, and of the start of another worker.
+const AHEAD: Duration = Duration::from_secs(20);
+
+/// How the memory of one process develops.
+#[derive(Debug, Default)]
+pub(crate) struct Trend {
+    samples: VecDeque<(Instant, u64)>,
+}
+
+impl Trend {
+    /// Adds a sample.
+    pub(crate) fn add(&mut self, now: Instant, bytes: u64) {
+        if self.samples.len() == SAMPLES_MAX {
+            self.samples.pop_front();
+        }
+        self.samples.push_back((now, bytes));
+    }
+
+    /// Whether it comes so near to `limit` that something should be done: three quarters of it are used, or more than
+    /// one quarter is and it grows so that the rest will soon be.
+    pub(crate) fn nears(&self, limit: u64) -> bool {
+        let Some(&(now, bytes)) = self.samples.back() else { return false };
+        if bytes >= limit / 4 * 3 {
+            return true;
+        }
+        let grows = self.samples.iter().zip(self.samples.iter().skip(1)).all(|(one, next)| next.1 > one.1);
+        let Some(&(since, before)) = self.samples.front().filter(|_| grows && self.samples.len() >= SAMPLES_MIN) else {
+            return false;
+        };
+        let span_ms = u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX).max(1);
+        let ahead_ms = u64::try_from(AHEAD.as_millis()).unwrap_or(u64::MAX);
+        bytes >= limit / 4 && bytes.saturating_add((bytes - before).saturating_mul(ahead_ms) / span_ms) >= limit
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const MIB: u64 = 1024 * 1024;
+
+    #[test]
+    fn a_leak_is_seen_before_the_limit_and_a_burst_is_no_leak() {
+        let start = Instant::now();
+        let nears = |samples: &[u64]| {
+            let mut trend = Trend::default();
+            for (n, mib) in (0_u32..).zip(samples) {
+                trend.add(start + n * INTERVAL, mib * MIB);
+            }
+            trend.nears(1024 * MIB)
+        };
+        assert!(!nears(&[]));
+        for (samples, expected) in [
+            (&[5, 255, 505][..], true), // 50 MiB/s: ten seconds before the limit
+            (&[5, 255], false),
+            (&[5, 6, 700], true),
+            (&[5, 6, 500], true),
+            (&[5, 700, 690], false),
+            (&[300, 310, 320, 330], false),
+            (&[5, 105, 205], false), // soon enough at the next sample
+            (&[5, 105, 205, 305], false),
+            (&[105, 205, 305, 405, 505, 605], false),
+            (&[768], true),
+        ] {
+            assert_eq!(nears(samples), expected, "{samples:?}");
+        }
+    }
 
     #[test]
     fn a_process_uses_some_memory() {

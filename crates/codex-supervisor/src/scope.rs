@@ -11,7 +11,7 @@
 //! have no sender that zbus accepts). Few calls, made one after the other by one task; without a manager there is no
 //! task and nothing happens.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use codex_control::environment::{self, Environment};
@@ -36,6 +36,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// What systemd gives a scope to end after TERM, before KILL.
 const SCOPE_STOP_TIMEOUT: Duration = Duration::from_secs(6);
 
+/// Where control groups are seen.
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
@@ -51,6 +53,8 @@ pub(crate) struct Manager {
 enum Ask {
     /// Move this process into a scope.
     Scope { worker: WorkerId, pid: u32 },
+    /// Move this process into a scope that is not part of us.
+    Session { unit: String, description: String, pid: u32, answer: oneshot::Sender<Result<PathBuf, String>> },
     /// What is being done with our service?
     Job { answer: oneshot::Sender<Option<String>> },
 }
@@ -96,6 +100,18 @@ impl Manager {
         self.asks.try_send(Ask::Scope { worker, pid }).is_ok()
     }
 
+    /// Moves a process into the new scope `unit`, which is not part of us: it ends with what runs in it. Returns its
+    /// control group, below `/sys/fs/cgroup`.
+    pub(crate) async fn begin_scope(&self, unit: String, description: String, pid: u32) -> Result<PathBuf, String> {
+        let (answer, answered) = oneshot::channel();
+        let asked = async {
+            self.asks.send(Ask::Session { unit, description, pid, answer }).await.ok()?;
+            answered.await.ok()
+        };
+        let late = || Err("the service manager is too busy".to_owned());
+        tokio::time::timeout(CALL_TIMEOUT, asked).await.ok().flatten().unwrap_or_else(late)
+    }
+
     /// Whether we are being restarted, as opposed to stopped.
     pub(crate) async fn is_restarting(&self) -> bool {
         let (answer, answered) = oneshot::channel();
@@ -128,6 +144,10 @@ impl Task {
                     if self.queue.send(Event::Scoped { worker, result }).await.is_err() {
                         return; // the owner has ended
                     }
+                }
+                Ask::Session { answer, .. } => {
+                    let group = answered.map(|group| Path::new(CGROUP_ROOT).join(group.unwrap_or_default()));
+                    let _ = answer.send(group); // fails only when nobody waits any more
                 }
                 Ask::Job { answer } => {
                     let job = answered.unwrap_or_else(|error| {
@@ -162,6 +182,21 @@ impl Task {
     async fn call(&mut self, ask: &Ask) -> Result<Option<String>, CallError> {
         match ask {
             Ask::Scope { worker, pid } => self.set_apart(worker, *pid).await.map(|()| None),
+            Ask::Session { unit, description, pid, .. } => {
+                let no_more: Vec<(&str, Variant<'_>)> = Vec::new();
+                self.start_scope(unit.clone(), description.clone(), *pid, no_more).await?;
+                let moved = async {
+                    loop {
+                        match group_of(*pid) {
+                            Some(group) if group.ends_with(unit.as_str()) => break group,
+                            _ => tokio::time::sleep(LOOK_INTERVAL).await,
+                        }
+                    }
+                };
+                let group = tokio::time::timeout(MOVE_WITHIN, moved).await;
+                let group = group.map_err(|_| CallError::NotMoved(group_of(*pid).unwrap_or_default()))?;
+                Ok(Some(group.trim_start_matches('/').to_owned()))
+            }
             Ask::Job { .. } => self.job().await,
         }
     }
@@ -182,18 +217,9 @@ impl Task {
         let description = format!("Worker {} of the Codex endpoint {}", worker.generation, worker.endpoint);
         let service = || Variant::from(vec![self.service.clone()]);
         let stop_timeout_us = u64::try_from(SCOPE_STOP_TIMEOUT.as_micros()).unwrap_or(u64::MAX);
-        let properties: Vec<(&str, Variant<'_>)> = vec![
-            ("Description", Variant::from(description)),
-            ("PIDs", Variant::from(vec![pid])),
-            ("PartOf", service()),
-            ("Before", service()),
-            ("CollectMode", Variant::from("inactive-or-failed")),
-            ("TimeoutStopUSec", Variant::from(stop_timeout_us)),
-        ];
-        let others: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
-        let connection = self.connection().await?;
-        let body = (name, "fail", properties, others);
-        connection.call_method(Some(SYSTEMD), MANAGER_PATH, Some(MANAGER), "StartTransientUnit", &body).await?;
+        let of_ours =
+            vec![("PartOf", service()), ("Before", service()), ("TimeoutStopUSec", Variant::from(stop_timeout_us))];
+        self.start_scope(name, description, pid, of_ours).await?;
         // The answer means that it is going to happen; what counts is where the process is.
         let moved = async {
             while group_of(pid).is_some_and(|group| group == self.own_group) {
@@ -201,6 +227,26 @@ impl Task {
             }
         };
         tokio::time::timeout(MOVE_WITHIN, moved).await.map_err(|_| CallError::NotMoved(self.own_group.clone()))
+    }
+
+    async fn start_scope(
+        &mut self,
+        unit: String,
+        description: String,
+        pid: u32,
+        more: Vec<(&str, Variant<'_>)>,
+    ) -> Result<(), CallError> {
+        let mut properties: Vec<(&str, Variant<'_>)> = vec![
+            ("Description", Variant::from(description)),
+            ("PIDs", Variant::from(vec![pid])),
+            ("CollectMode", Variant::from("inactive-or-failed")),
+        ];
+        properties.extend(more);
+        let others: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
+        let connection = self.connection().await?;
+        let body = (unit, "fail", properties, others);
+        connection.call_method(Some(SYSTEMD), MANAGER_PATH, Some(MANAGER), "StartTransientUnit", &body).await?;
+        Ok(())
     }
 
     /// The type of the job that runs for our service, if one does: `start`, `stop`, `restart`, …

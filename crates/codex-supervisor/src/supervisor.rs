@@ -43,7 +43,6 @@ use crate::lifecycle::{DRAIN_SLACK, TERMINATE_WITHIN};
 use crate::log::{self, LogLimits};
 use crate::memory::Memory;
 use crate::ports::Ports;
-use crate::registry::{Registry, SupervisorEntry};
 use crate::scope;
 use crate::standing::Standing;
 use crate::stopped::Stopped;
@@ -51,6 +50,7 @@ use crate::supervisor::managed::Managed;
 use crate::supervisor::services::Services;
 use crate::supervisor::sessions::Sessions;
 use crate::systemd::{self, Inherited, Store};
+use codex_control::registry::{Registry, SupervisorEntry};
 
 /// Time between two looks at the clock; also how finely our own absence is noticed.
 const TICK: Duration = Duration::from_millis(250);
@@ -349,8 +349,12 @@ impl Supervisor {
         pids.extend(self.sessions.pids());
         self.memory.sample(&pids, now);
         self.set_session_memory();
+        let mut samples = Vec::new();
         for managed in self.endpoints.values_mut() {
-            managed.set_memory(|pid| self.memory.bytes(pid));
+            samples.extend(managed.set_memory(&self.memory, &mut self.services, now));
+        }
+        for sample in samples {
+            self.observed(&sample);
         }
     }
 

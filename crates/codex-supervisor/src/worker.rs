@@ -3,6 +3,7 @@
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -91,6 +92,36 @@ pub(crate) fn start(launch: &Launch<'_>) -> io::Result<(Child, Process)> {
             Err(error)
         }
     }
+}
+
+/// Processes that run `program` and were told to report to `socket`: workers of an earlier supervisor, presumably.
+pub(crate) fn presumed(program: &Path, socket: &Path) -> Vec<(WorkerId, Process)> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter_map(|pid| {
+        let runs = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        // After an upgrade the file it runs is no longer in its folder; the kernel says so behind its name.
+        if runs.to_string_lossy().trim_end_matches(" (deleted)") != program.to_string_lossy() {
+            return None;
+        }
+        let process = Process::open(pid).ok()?;
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        let value = |name: &str| {
+            let at = words.iter().position(|word| *word == name.as_bytes())?;
+            words.get(at + 1).copied()
+        };
+        if value("--supervisor")? != socket.as_os_str().as_bytes() || process.has_ended() {
+            return None;
+        }
+        let text = |name| value(name).and_then(|value| std::str::from_utf8(value).ok());
+        let worker = WorkerId {
+            endpoint: text("--endpoint-id")?.parse().ok()?,
+            generation: text("--generation")?.parse().ok()?,
+        };
+        Some((worker, process))
+    })
+    .collect()
 }
 
 /// Reports the end of a process, by its pidfd, within a moment. `child` is there when the process is ours to wait for.

@@ -1,6 +1,7 @@
 //! The command line. Each command is a file: its arguments, what it does, what it prints.
 
 mod actions;
+mod cleanup;
 mod completions;
 mod doctor;
 mod endpoint;
@@ -79,6 +80,7 @@ pub(crate) enum Command {
     Import(import::Arguments),
     Export(export::Arguments),
     Rpc(rpc::Arguments),
+    Cleanup(cleanup::Arguments),
     Completions(completions::Arguments),
 }
 
@@ -117,6 +119,7 @@ pub(crate) fn run(ctx: &Context, command: Command) -> Result<ExitCode, Failure> 
         Command::Import(arguments) => import::run(ctx, &arguments),
         Command::Export(arguments) => export::run(ctx, &arguments),
         Command::Rpc(arguments) => rpc::run(ctx, &arguments),
+        Command::Cleanup(arguments) => cleanup::run(ctx, &arguments),
         Command::Completions(arguments) => completions::run(ctx, &arguments),
     };
     done.map(|()| ExitCode::SUCCESS)

@@ -71,8 +71,15 @@ impl Supervisor {
         let Call { request, answer } = call;
         debug!(method = request.method, "called");
         self.sample_memory(now);
-        if request.method == "endpoint.wake" {
-            return self.wake(request.params, answer, now);
+        match request.method.as_str() {
+            "endpoint.wake" => return self.wake(request.params, answer, now),
+            "session.begin" => {
+                return match self.not_stopping().and_then(|()| read(request.params)) {
+                    Ok(begin) => self.begin_session(&begin, answer),
+                    Err(error) => drop(answer.send(Err(error))), // fails only when the caller has gone
+                };
+            }
+            _ => {}
         }
         let Some((params, answer)) = self.call_database(&request.method, request.params, answer, now) else {
             return;
@@ -173,10 +180,6 @@ impl Supervisor {
                 self.set_stopped(&id, true);
                 self.drive(&id, now);
                 self.status_of(&id)
-            }
-            "session.begin" => {
-                self.not_stopping()?;
-                json(&self.begin_session(&read(params)?)?)
             }
             "session.attach" => {
                 self.attach_session(read(params)?)?;

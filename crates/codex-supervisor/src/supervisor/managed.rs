@@ -33,11 +33,12 @@ use crate::configuration::Planned;
 use crate::database::usage;
 use crate::event::{Connected, Event, WorkerId};
 use crate::lifecycle::{Command, End, HANDOVER_WITHIN, KillReason, Lifecycle, Phase, Wanted};
+use crate::memory::{Memory, Trend};
 use crate::ports::{self, BindError};
 use crate::probe::{self, ProbeError};
-use crate::registry::{WorkerEntry, fingerprint};
 use crate::stand_in::StandIn;
 use crate::worker::{self, Exit, Launch};
+use codex_control::registry::{WorkerEntry, fingerprint};
 
 /// Time between two tries at what only somebody else can mend: a port that is taken, a program that is missing.
 const RETRY_INTERVAL: Duration = Duration::from_secs(3);
@@ -49,6 +50,8 @@ const QUICK_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 const HOLDER_LOOKUP_TRIES: u32 = 20;
 /// Time from its start a worker has to look at its key and say if there is a problem, before it counts as working.
 const PROBLEM_WITHIN: Duration = Duration::from_secs(2);
+/// Time between two replacements because of memory: a new worker needs some time to show what it needs.
+const RELIEF_PAUSE: Duration = Duration::from_mins(1);
 /// While somebody waits for an endpoint's health, a failed probe is repeated after this.
 const PROBE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -72,6 +75,8 @@ pub(super) struct Managed {
     counters: Counters,
     announced: Option<(EndpointState, Option<Problem>)>,
     has_told_tripped: bool,
+    /// When a worker was replaced because of its memory.
+    relieved_at: Option<Instant>,
 }
 
 /// A port that cannot be had.
@@ -94,6 +99,9 @@ struct Worker {
     /// Whether it has said if there is a problem.
     has_settled: bool,
     memory_bytes: Option<u64>,
+    trend: Trend,
+    /// Whether it is known to be ours.
+    is_proven: bool,
     /// Whether it is being moved into a scope of its own.
     is_moving: bool,
     killed: Option<KillReason>,
@@ -126,6 +134,7 @@ impl Managed {
             counters: Counters::default(),
             announced: None,
             has_told_tripped: false,
+            relieved_at: None,
         }
     }
 
@@ -141,7 +150,16 @@ impl Managed {
     }
 
     /// A worker of an earlier supervisor lives: it is `entry`, held by `process`.
-    pub(super) fn add_orphan(&mut self, now: Instant, entry: &WorkerEntry, process: Process, services: &mut Services) {
+    ///
+    /// `is_proven`: it is known to be ours; else it becomes so when it dials in, and is not signalled before.
+    pub(super) fn add_orphan(
+        &mut self,
+        now: Instant,
+        entry: &WorkerEntry,
+        process: Process,
+        is_proven: bool,
+        services: &mut Services,
+    ) {
         let worker = WorkerId { endpoint: self.id.clone(), generation: entry.generation };
         if let Err(error) = worker::watch(worker, &process, None, services.queue.clone()) {
             warn!(endpoint = %self.id, worker_pid = entry.identity.pid, %error, "a worker that cannot be watched was killed");
@@ -162,6 +180,8 @@ impl Managed {
                 problem: None,
                 has_settled: false,
                 memory_bytes: None,
+                trend: Trend::default(),
+                is_proven,
                 is_moving: false,
                 killed: None,
             },
@@ -454,6 +474,14 @@ impl Managed {
     }
 
     fn carry_out(&mut self, command: Command, services: &mut Services, now: Instant) {
+        if let Command::Terminate { generation } | Command::Kill { generation, .. } = command
+            && self.workers.get(&generation).is_some_and(|worker| !worker.is_proven)
+        {
+            warn!(endpoint = %self.id, generation, "a process that looked like a worker of ours did not report");
+            self.workers.remove(&generation);
+            self.lifecycle.ended(now, generation, End::Itself);
+            return;
+        }
         match command {
             Command::Spawn { generation } => self.spawn(generation, services, now),
             Command::Drain { generation, within } => {
@@ -550,6 +578,8 @@ impl Managed {
                 problem: None,
                 has_settled: false,
                 memory_bytes: None,
+                trend: Trend::default(),
+                is_proven: true,
                 is_moving: false,
                 killed: None,
             },
@@ -590,6 +620,9 @@ impl Managed {
         let Some(worker) = self.workers.get(&generation) else {
             return;
         };
+        if !worker.is_proven {
+            return debug!(endpoint = %self.id, generation, "what is not proven to be ours is not signalled");
+        }
         match worker.process.signal(signal) {
             Ok(true) => {}
             Ok(false) => debug!(endpoint = %self.id, generation, "a worker ended before it was signalled"),
@@ -599,7 +632,7 @@ impl Managed {
 
     /// Kills every worker, ready or not.
     pub(super) fn kill_all(&mut self) {
-        for worker in self.workers.values() {
+        for worker in self.workers.values().filter(|worker| worker.is_proven) {
             warn!(endpoint = %self.id, worker_pid = worker.process.identity().pid, "killing a worker: no more time");
             // One that has ended already is what this is for.
             let _ = worker.process.signal(Signal::KILL);
@@ -632,6 +665,8 @@ impl Managed {
         let Some(worker) = self.workers.get_mut(&generation) else {
             return;
         };
+        // The kernel says who it is, and it knows what only our worker does: where to report.
+        worker.is_proven = true;
         worker.connection = Some(Connection { number: connection, outbox: outbox.clone() });
         let endpoint = worker.endpoint.clone().or_else(|| self.planned.resolved.clone().ok());
         if is_leaving {
@@ -1011,11 +1046,34 @@ impl Managed {
         self.workers.values().map(|worker| worker.process.identity().pid)
     }
 
-    /// Takes over how much memory its workers use.
-    pub(super) fn set_memory(&mut self, memory_bytes: impl Fn(u32) -> Option<u64>) {
+    /// Takes over how much memory its workers use, and replaces the one that serves before it uses too much. Returns
+    /// what was seen of that one.
+    pub(super) fn set_memory(
+        &mut self,
+        memory: &Memory,
+        services: &mut Services,
+        now: Instant,
+    ) -> Option<incident::Signal> {
         for worker in self.workers.values_mut() {
-            worker.memory_bytes = memory_bytes(worker.process.identity().pid);
+            worker.memory_bytes = memory.bytes(worker.process.identity().pid);
+            if let Some(bytes) = worker.memory_bytes {
+                worker.trend.add(now, bytes);
+            }
         }
+        let generation = self.lifecycle.serving()?;
+        let worker = self.workers.get(&generation)?;
+        let (bytes, limit) = (worker.memory_bytes?, services.settings.worker_memory_bytes_max);
+        let is_too_soon = self.relieved_at.is_some_and(|at| now.saturating_duration_since(at) < RELIEF_PAUSE);
+        if worker.trend.nears(limit) && !is_too_soon && self.lifecycle.current() == Some(generation) {
+            self.relieved_at = Some(now);
+            warn!(endpoint = %self.id, generation, bytes, limit, "a worker uses much memory and is replaced");
+            let message = format!("the worker of `{}` uses much memory and is replaced", self.id);
+            let detail = json!({ "generation": generation, "bytes": bytes, "limit": limit });
+            services.announcer.tell("worker.memory-high", Some(&self.id), message, detail);
+            self.lifecycle.change();
+            self.drive(services, now);
+        }
+        Some(incident::Signal::of(Observation::WorkerMemory, &self.id).value(bytes).limit(limit))
     }
 }
 

@@ -2,7 +2,12 @@
 //!
 //! Nothing is believed without proof. An entry of the registry means a process only if a process with exactly that
 //! identity lives; it is adopted when it dials in and hands over its listener, and ended when it does not.
+//!
+//! Without a registry that can be used, processes that run our worker program and were told our socket are *presumed* to
+//! be ours: nothing is started beside them, and whoever of them dials in is adopted. They are not signalled before that,
+//! and forgotten if they do not.
 
+use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use codex_control::process::Process;
@@ -10,9 +15,12 @@ use tracing::{debug, warn};
 
 use super::Supervisor;
 use super::managed::Managed;
+use crate::clock::unix_ms;
 use crate::configuration::Planned;
-use crate::registry::{Registry, WorkerEntry};
 use crate::systemd::Inherited;
+use crate::worker;
+use codex_control::registry::{Loaded, Registry, WorkerEntry};
+use codex_control::settings::Port;
 
 impl Supervisor {
     /// Takes over what there is. The endpoints of the settings are there already, and nothing is started yet.
@@ -23,13 +31,18 @@ impl Supervisor {
                 None => self.services.store.forget(&id),
             }
         }
-        let registry = Registry::load(&self.services.paths.registry());
-        let (workers, sessions) =
-            registry.map_or_else(Default::default, |registry| (registry.workers, registry.sessions));
-        self.recover_sessions(sessions);
-        for entry in workers {
+        let registry = match Registry::load(&self.services.paths.registry()) {
+            Loaded::Good(registry) => registry,
+            Loaded::Absent => return self.presume(now),
+            Loaded::Damaged(reason) => {
+                warn!(reason, "the registry of an earlier supervisor cannot be used, looking for workers");
+                return self.presume(now);
+            }
+        };
+        self.recover_sessions(registry.sessions);
+        for entry in registry.workers {
             match Process::open_identity(&entry.identity) {
-                Ok(process) => self.recover_worker(&entry, process, now),
+                Ok(process) => self.recover_worker(&entry, process, true, now),
                 Err(error) => {
                     debug!(endpoint = %entry.endpoint, worker_pid = entry.identity.pid, %error, "a registered worker has ended");
                 }
@@ -37,7 +50,25 @@ impl Supervisor {
         }
     }
 
-    fn recover_worker(&mut self, entry: &WorkerEntry, process: Process, now: Instant) {
+    /// Looks for workers that nobody has written down.
+    fn presume(&mut self, now: Instant) {
+        for (worker, process) in worker::presumed(&self.services.worker_program, &self.services.paths.worker_socket()) {
+            let port = self.services.ports.decided(&worker.endpoint, Port::Auto).unwrap_or(0);
+            let entry = WorkerEntry {
+                endpoint: worker.endpoint,
+                generation: worker.generation,
+                identity: process.identity().clone(),
+                address: (Ipv4Addr::LOCALHOST, port).into(),
+                started_at_ms: unix_ms(),
+                leaving: false,
+                // Fits nothing: it may serve older settings, and is replaced without a stream being cut.
+                fingerprint: String::new(),
+            };
+            self.recover_worker(&entry, process, false, now);
+        }
+    }
+
+    fn recover_worker(&mut self, entry: &WorkerEntry, process: Process, is_proven: bool, now: Instant) {
         if !self.endpoints.contains_key(&entry.endpoint) {
             let Some(planned) = unlisted(entry) else {
                 warn!(endpoint = %entry.endpoint, "a registered worker's endpoint means nothing");
@@ -48,7 +79,7 @@ impl Supervisor {
             self.endpoints.insert(entry.endpoint.clone(), managed);
         }
         if let Some(managed) = self.endpoints.get_mut(&entry.endpoint) {
-            managed.add_orphan(now, entry, process, &mut self.services);
+            managed.add_orphan(now, entry, process, is_proven, &mut self.services);
         }
     }
 }

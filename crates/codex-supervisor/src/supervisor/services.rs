@@ -17,11 +17,11 @@ use crate::event::Queue;
 use crate::lifecycle::{DRAIN_SLACK, Limits};
 use crate::log::LogLimits;
 use crate::ports::Ports;
-use crate::registry::SupervisorEntry;
 use crate::scope::Manager;
 use crate::standing::Standing;
 use crate::stopped::Stopped;
 use crate::systemd::Store;
+use codex_control::registry::SupervisorEntry;
 
 /// Shared by all endpoints, used by one at a time.
 pub(super) struct Services {

@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::Instant;
 
 use codex_control::files;
 use codex_control::incident::{DETAIL_BYTES_MAX, Observation, Signal};
@@ -21,9 +22,10 @@ use codex_control::ipc::Problem;
 use codex_control::process::{Identity, Process};
 use codex_control::redact::redact;
 use codex_control::rpc::{RpcError, code};
-use codex_control::session::{Begin, Begun, End, PATIENCE, SESSIONS_MAX, Session, SessionId, Status};
+use codex_control::session::{Begin, Begun, End, PATIENCE, SESSIONS_MAX, Scope, Session, SessionId, Status};
 use codex_control::tree::{self, Ended, Snapshot, Spared};
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use super::Supervisor;
@@ -31,7 +33,7 @@ use crate::ending;
 use crate::event::{Event, Queue};
 use crate::follow::Follower;
 use crate::memory::Memory;
-use crate::registry::SessionEntry;
+use codex_control::registry::SessionEntry;
 
 /// Logs a session may have.
 const LOGS_MAX: usize = 4;
@@ -141,8 +143,32 @@ fn watch(session: &SessionId, process: &Process, queue: Queue) -> std::io::Resul
 }
 
 impl Supervisor {
-    /// `session.begin`
-    pub(super) fn begin_session(&mut self, begin: &Begin) -> Result<Begun, RpcError> {
+    /// `session.begin`: answered when the launcher stands in its scope, or cannot.
+    pub(super) fn begin_session(&mut self, wanted: &Begin, answer: oneshot::Sender<Result<Value, RpcError>>) {
+        let mut session = match self.begun(wanted) {
+            Ok(session) => session,
+            Err(error) => {
+                let _ = answer.send(Err(error)); // fails only when the caller has gone
+                return;
+            }
+        };
+        let (manager, pid) = (self.services.manager.clone(), wanted.launcher.pid);
+        // Ends with the manager's answer, which has a deadline.
+        tokio::spawn(async move {
+            if let Some(manager) = manager {
+                let unit = format!("codex-session-{}.scope", session.id);
+                match manager.begin_scope(unit.clone(), format!("Codex ({})", session.id), pid).await {
+                    Ok(cgroup) => session.scope = Some(Scope { unit, cgroup }),
+                    Err(error) => warn!(session = %session.id, error, "Codex gets no scope of its own"),
+                }
+            }
+            let result =
+                serde_json::to_value(&session).map_err(|error| RpcError::new(code::INTERNAL, error.to_string(), None));
+            let _ = answer.send(result); // fails only when the caller has gone
+        });
+    }
+
+    fn begun(&mut self, begin: &Begin) -> Result<Begun, RpcError> {
         let internal = |message: String| RpcError::new(code::INTERNAL, message, None);
         let launcher = Process::open_identity(&begin.launcher).map_err(|error| {
             RpcError::new(
@@ -326,6 +352,10 @@ impl Supervisor {
         if !signal.what.is_sample() {
             let message = format!("observed: {}", signal.what);
             self.services.announcer.tell("signal", signal.endpoint.as_ref(), message, json!(signal));
+        }
+        // The engine is not kept busy with samples that say that all is well.
+        if !signal.what.is_sample() || signal.is_over_limit() {
+            self.incidents.observe(signal.clone(), Instant::now());
         }
     }
 

@@ -7,6 +7,7 @@ mod supervisor;
 mod worker;
 
 mod add;
+mod cleanup;
 mod daemon;
 mod edit;
 mod endpoint;

@@ -1,0 +1,169 @@
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::process::{Child, Command};
+
+use codex_control::process::{self, Identity, Process};
+use codex_control::registry::{Registry, SessionEntry, SupervisorEntry, WorkerEntry};
+use codex_control::session::{Kind, Session};
+use serde_json::json;
+
+use crate::home::Home;
+
+/// A process, its identity, and one that looks the same.
+struct Stray {
+    child: Child,
+    look_alike: Child,
+    identity: Identity,
+}
+
+impl Stray {
+    fn start() -> Self {
+        let sleep = || {
+            let mut command = Command::new("sleep");
+            std::os::unix::process::CommandExt::process_group(command.arg("86400"), 0).spawn().unwrap()
+        };
+        let (child, look_alike) = (sleep(), sleep());
+        let identity = Process::open(child.id()).unwrap().identity().clone();
+        Self { child, look_alike, identity }
+    }
+
+    /// Whether it was ended; its look-alike must not have been.
+    fn was_ended(mut self) -> bool {
+        let was_ended = self.child.try_wait().unwrap().is_some();
+        assert!(self.look_alike.try_wait().unwrap().is_none(), "a bystander was ended");
+        for mut child in [self.child, self.look_alike] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        was_ended
+    }
+}
+
+/// A process that was there.
+fn gone() -> Identity {
+    let mut child = Command::new("true").spawn().unwrap();
+    let identity = Process::open(child.id()).unwrap().identity().clone();
+    child.wait().unwrap();
+    identity
+}
+
+fn registry(home: &Home, supervisor: Identity, workers: &[(&str, &Stray)], sessions: Vec<SessionEntry>) {
+    let supervisor = SupervisorEntry { identity: supervisor, build: "0".to_owned(), started_at_ms: 1 };
+    let entry = |(endpoint, stray): &(&str, &Stray)| WorkerEntry {
+        endpoint: endpoint.parse().unwrap(),
+        generation: 1,
+        identity: stray.identity.clone(),
+        address: ([127, 0, 0, 1], 1).into(),
+        started_at_ms: 1,
+        leaving: false,
+        fingerprint: String::new(),
+    };
+    let workers = workers.iter().map(entry).collect();
+    Registry::new(supervisor, workers, sessions).store(&home.paths.registry()).unwrap();
+}
+
+fn session(endpoint: &str, launcher: Identity, program: Identity, members: &[&Stray]) -> SessionEntry {
+    let session = Session {
+        id: "cli-1".parse().unwrap(),
+        kind: Kind::Cli,
+        endpoint: Some(endpoint.parse().unwrap()),
+        started_at_ms: 1,
+        launcher,
+        program: Some(program),
+        scope: None,
+        logs: Vec::new(),
+        spared: Vec::new(),
+    };
+    SessionEntry { session, members: members.iter().map(|stray| stray.identity.clone()).collect() }
+}
+
+#[test]
+fn nothing_is_found_where_nothing_is_left() {
+    let home = Home::new();
+    assert_eq!(home.run(&["cleanup"]).succeeded(), "nothing is left of earlier runs\n");
+    assert_eq!(home.run(&["cleanup", "--json"]).json(), json!({ "dry_run": false, "items": [] }));
+}
+
+#[test]
+fn orphans_are_ended_and_what_is_needed_stays() {
+    let home = Home::new();
+    let (orphan, used, left, codex) = (Stray::start(), Stray::start(), Stray::start(), Stray::start());
+    let sessions =
+        vec![session("used", gone(), codex.identity.clone(), &[]), session("orphan", gone(), gone(), &[&left])];
+    registry(&home, gone(), &[("orphan", &orphan), ("used", &used)], sessions);
+    let told = |done: &str| {
+        format!(
+            "\
+{done}worker of `orphan`, pid {}
+kept        worker of `used`, pid {}: Codex (pid {1}) uses it; `codexctl start` takes it over
+kept        Codex (cli-1), pid {1}: it runs
+{done}1 processes that Codex (cli-1) has left
+",
+            orphan.identity.pid, used.identity.pid
+        )
+        .replacen(&format!("Codex (pid {})", used.identity.pid), &format!("Codex (pid {})", codex.identity.pid), 1)
+        .replacen(
+            &format!("(cli-1), pid {}", used.identity.pid),
+            &format!("(cli-1), pid {}", codex.identity.pid),
+            1,
+        )
+    };
+    assert_eq!(home.run(&["cleanup", "--dry-run"]).succeeded(), told("would go    "));
+    assert_eq!(home.run(&["cleanup"]).succeeded(), told("cleaned up  "));
+    assert!(orphan.was_ended() && left.was_ended());
+    assert!(!used.was_ended() && !codex.was_ended());
+}
+
+#[test]
+fn beside_a_supervisor_its_workers_stay_and_a_damaged_registry_ends_nobody() {
+    let home = Home::new();
+    let worker = Stray::start();
+    registry(&home, process::own_identity().unwrap(), &[("zai", &worker)], Vec::new());
+    let expected = format!(
+        "kept        worker of `zai`, pid {}: the supervisor (pid {}) runs\n",
+        worker.identity.pid,
+        std::process::id()
+    );
+    assert_eq!(home.run(&["cleanup"]).succeeded(), expected);
+    registry(&home, gone(), &[("zai", &worker)], Vec::new());
+    let whole = fs::read_to_string(home.paths.registry()).unwrap();
+    fs::write(home.paths.registry(), whole.replacen("\"generation\": 1", "\"generation\": 2", 1)).unwrap();
+    let ended = home.run(&["cleanup"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "nothing is left of earlier runs\n"));
+    assert!(ended.stderr.contains("the registry is damaged (its checksum does not fit)"), "{}", ended.stderr);
+    assert!(!worker.was_ended());
+}
+
+#[test]
+fn stale_sockets_and_pid_files_go_and_used_ones_stay() {
+    let home = Home::new();
+    let inside = |name: &str| home.root().join("home").join(name);
+    for folder in [".codex", ".local/share/codex-desktop", ".cache/codex-desktop"] {
+        fs::create_dir_all(inside(folder)).unwrap();
+    }
+    drop(UnixListener::bind(inside(".codex/.launch-action-socket")).unwrap());
+    let _used = UnixListener::bind(inside(".local/share/codex-desktop/.launch-action-socket")).unwrap();
+    fs::write(inside(".codex/config.toml"), "a = 1\n").unwrap();
+    fs::write(inside(".cache/codex-desktop/.codex-desktop-pid"), format!("{}\n", gone().pid)).unwrap();
+    fs::write(inside(".cache/codex-desktop/.webview-pid"), std::process::id().to_string()).unwrap();
+    fs::write(inside(".local/share/codex-desktop/.webview-pid"), "nonsense").unwrap();
+    drop(UnixListener::bind(home.paths.control_socket()).unwrap());
+    let told = |done: &str| {
+        let path = |name: &str| inside(name).display().to_string();
+        format!(
+            "{done}{}\n{done}{}\nkept        {}: somebody listens on it\n{done}{}\n{done}{}\nkept        {}: there is a process {}\n",
+            home.paths.control_socket().display(),
+            path(".codex/.launch-action-socket"),
+            path(".local/share/codex-desktop/.launch-action-socket"),
+            path(".local/share/codex-desktop/.webview-pid"),
+            path(".cache/codex-desktop/.codex-desktop-pid"),
+            path(".cache/codex-desktop/.webview-pid"),
+            std::process::id(),
+        )
+    };
+    assert_eq!(home.run(&["cleanup", "--dry-run"]).succeeded(), told("would go    "));
+    assert_eq!(home.run(&["cleanup"]).succeeded(), told("cleaned up  "));
+    assert!(inside(".codex/config.toml").exists());
+    assert!(!inside(".codex/.launch-action-socket").exists() && !home.paths.control_socket().exists());
+    assert!(inside(".cache/codex-desktop/.webview-pid").exists());
+}
