@@ -468,7 +468,7 @@ pub struct EndpointStatus {
     /// What keeps it from working.
     pub problem: Option<Problem>,
     /// What an action has changed about it, over the settings.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standing: Option<StandingChange>,
     /// The worker's counters.
     pub counters: Counters,

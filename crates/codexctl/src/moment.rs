@@ -49,10 +49,10 @@ mod tests {
     #[test]
     fn moments_are_as_long_as_needed() {
         let moments = Moments::utc(1_795_000_000_000);
-        assert_eq!(moments.long(1_795_000_000_000), "2026-11-18 13:06:40 +00:00");
-        assert_eq!(moments.exact(1_795_000_000_204), "13:06:40.204");
-        assert_eq!(moments.short(1_795_000_000_000 - 60_000), "13:05");
-        assert_eq!(moments.short(1_795_000_000_000 - 86_400_000), "Nov 17 13:06");
+        assert_eq!(moments.long(1_795_000_000_000), "2026-11-18 11:06:40 +00:00");
+        assert_eq!(moments.exact(1_795_000_000_204), "11:06:40.204");
+        assert_eq!(moments.short(1_795_000_000_000 - 60_000), "11:05");
+        assert_eq!(moments.short(1_795_000_000_000 - 86_400_000), "Nov 17 11:06");
         assert_eq!(moments.long(u64::MAX), "?");
     }
 }

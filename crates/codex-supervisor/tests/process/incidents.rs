@@ -217,6 +217,7 @@ fn what_the_ai_may_cost_holds_over_a_kill() {
         // A provider elsewhere: one on this machine costs nothing.
         let home = Home::new(&with_expert().replace("127.0.0.1:9", "provider.invalid"));
         let supervisor = home.start();
+        supervisor.call("incident.list", json!({})); // the database is there when it answers
         supervisor.kill();
         let connection = Connection::open(home.state("state.db")).unwrap();
         let record = serde_json::to_string(&saved).unwrap();
