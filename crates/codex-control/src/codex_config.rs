@@ -238,12 +238,12 @@ impl CodexConfig {
     pub fn new(paths: &Paths) -> Self {
         let config = place(paths.codex_home()).join("config.toml");
         let name = &journal::digest(config.as_os_str().as_encoded_bytes())[..16];
-        Self { folder: paths.codex_config_folder().join(name), config, disk: Disk::default() }
+        Self { folder: paths.config_transactions_folder().join(name), config, disk: Disk::default() }
     }
 
     /// Every file that something is remembered about.
     pub fn remembered(paths: &Paths) -> Vec<Self> {
-        let folders = fs::read_dir(paths.codex_config_folder()).into_iter().flatten().flatten();
+        let folders = fs::read_dir(paths.config_transactions_folder()).into_iter().flatten().flatten();
         let mut found: Vec<Self> = folders
             .filter_map(|entry| {
                 let folder = entry.path();

@@ -24,6 +24,10 @@ pub const CODEX_HOME: &str = "CODEX_HOME";
 pub const LOG: &str = "CODEX_SUPERVISOR_LOG";
 /// The Codex program that `codexctl launch cli` starts; default: `codex` on the `PATH`.
 pub const CODEX: &str = "CODEX_SUPERVISOR_CODEX";
+/// The program of Codex Desktop that `codexctl launch desktop` starts; default: what is found.
+pub const DESKTOP: &str = "CODEX_SUPERVISOR_DESKTOP";
+/// Bases of the machine's data; default `/usr/local/share:/usr/share`.
+pub const XDG_DATA_DIRS: &str = "XDG_DATA_DIRS";
 /// Where systemd wants readiness to be told.
 pub const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 /// Where programs are looked up.

@@ -196,7 +196,7 @@ impl Paths {
     }
 
     /// Folder of what is remembered about each `config.toml` of Codex that was changed.
-    pub fn codex_config_folder(&self) -> PathBuf {
+    pub fn config_transactions_folder(&self) -> PathBuf {
         self.state.join("codex-config")
     }
 
@@ -260,6 +260,19 @@ impl Paths {
     pub fn models_cache(&self, endpoint: &EndpointId) -> PathBuf {
         self.cache.join("models").join(format!("{endpoint}.json"))
     }
+}
+
+/// Folder of Codex Desktop where it is installed beside the system's own packages.
+pub const DESKTOP_FOLDER: &str = "/opt/codex-desktop";
+
+/// Folders of the desktop's applications' entries, the person's own first.
+pub fn applications_folders(environment: &Environment) -> Vec<PathBuf> {
+    let absolute = |path: &PathBuf| path.is_absolute();
+    let own = environment.get(environment::XDG_DATA_HOME).map(PathBuf::from).filter(absolute);
+    let own = own.or_else(|| Some(PathBuf::from(environment.get(environment::HOME)?).join(".local/share")));
+    let machine = environment.get(environment::XDG_DATA_DIRS).unwrap_or("/usr/local/share:/usr/share".as_ref());
+    let machine = std::env::split_paths(machine).filter(absolute);
+    own.into_iter().chain(machine).map(|folder| folder.join("applications")).collect()
 }
 
 /// The person's override of an embedded table in `config_folder`.

@@ -274,7 +274,11 @@ impl Supervisor {
                 }
             }
             Event::SessionProcessEnded { session, pid } => self.session_process_ended(&session, pid),
-            Event::SessionCleared { session, ended } => self.session_cleared(&session, &ended),
+            Event::SessionCleared { session, ended } => {
+                self.session_cleared(&session, &ended);
+                // Its launcher was killed, and would have done this.
+                self.tender.look(&self.services.paths, &self.services.queue, false);
+            }
             Event::SessionWrote { session } => {
                 if self.session_wrote(&session) {
                     // Others come first. A full queue loses this one; the regular look goes on reading.

@@ -8,6 +8,9 @@
 //! keyboard's signals reach it, and its exit code becomes ours. What it writes to stderr passes through us
 //! ([`stderr`]), to the person as it is and to a file that the supervisor follows.
 //!
+//! Codex Desktop is often started by a script that ends at once; then the session lasts as long as what the script has
+//! left running.
+//!
 //! We are the subreaper of everything below us: what leaves its parent, an MCP server that forks twice say, comes to us,
 //! and is ended when Codex has ended. Nothing else is. The supervisor is told ([`codex_control::session`]), and not
 //! needed: without it Codex runs unwatched.
@@ -22,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use codex_control::EndpointId;
 use codex_control::environment;
-use codex_control::process::Process;
+use codex_control::process::{Identity, Process};
 use codex_control::session::{ATTACH_INTERVAL, Begin, Begun, End, Kind, PATIENCE, Session};
 use codex_control::tree::{self, Ended, Spared};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
@@ -38,6 +41,10 @@ use crate::{Context, daemon, program, text};
 
 /// Time for a call whose answer nobody waits for.
 const TELL_TIMEOUT: Duration = Duration::from_secs(1);
+/// A program of a desktop that ends well within this time was only a starter of what it has left running.
+const STARTER_ENDS_WITHIN: Duration = Duration::from_secs(10);
+/// Time between two looks whether what a starter has left still runs.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// What a shell adds to the number of the signal that ended a program.
 const SIGNAL_EXIT: i32 = 128;
 
@@ -53,12 +60,14 @@ pub(crate) struct Plan {
 /// Runs `make`'s command to its end, and ends what it leaves behind. Returns the exit code: the program's own, or 128
 /// and the number of the signal that ended it.
 ///
-/// `make` is told what the supervisor answered; nothing if it does not run, or does not know sessions.
+/// `make` is told what the supervisor answered; nothing if it does not run, or does not know sessions. `started` is told
+/// each process that the session lasts as long as.
 pub(crate) fn run(
     ctx: &Context,
     client: Option<Client>,
     plan: &Plan,
     make: impl FnOnce(Option<&Begun>) -> Command,
+    mut started: impl FnMut(&Identity),
 ) -> Result<ExitCode, Failure> {
     let failed = |what: &str, error: io::Error| Failure::new(format!("{what}: {error}"));
     let own = Process::open(std::process::id()).map_err(|error| failed("this process cannot be identified", error))?;
@@ -73,19 +82,43 @@ pub(crate) fn run(
         .map_err(|error| failed("signals cannot be waited for", error))?;
     let terminal = Terminal::save();
     let (mut child, tee) = start(command, begun.as_ref())?;
+    started(child.identity());
+    let started_at = Instant::now();
     let mut session = begun.map(|begun| Watched::new(ctx, plan, begun, &own, &child));
+    let spared = spared(ctx);
+    let mut ended = None;
+    let mut outlasting: Option<Vec<Process>> = None;
     let exit = loop {
         let until_told = session.as_mut().map_or(ATTACH_INTERVAL, |session| session.keep_attached(ctx));
-        if let Some(exit) = reap(child.identity().pid) {
-            break exit;
+        ended = reap(child.identity().pid).or(ended);
+        if let Some(exit) = ended {
+            let is_starter = plan.kind == Kind::Desktop
+                && exit.exit_status() == Some(0)
+                && (outlasting.is_some() || started_at.elapsed() < STARTER_ENDS_WITHIN);
+            if !is_starter {
+                break exit;
+            }
+            let left = outlasting.get_or_insert_with(|| {
+                let left = tree::below(&own, &spared);
+                for process in &left {
+                    started(process.identity());
+                }
+                left
+            });
+            if left.iter().all(Process::has_ended) {
+                break exit;
+            }
         }
-        wait_readable(&mut [readable(signals.get_read())], until_told);
+        let until_look = if outlasting.is_some() { LOOK_INTERVAL.min(until_told) } else { until_told };
+        wait_readable(&mut [readable(signals.get_read())], until_look);
         for signal in signals.pending() {
             pass_on(signal, &mut child);
+            for process in outlasting.iter_mut().flatten() {
+                pass_on(signal, process);
+            }
         }
     };
     terminal.restore_after(exit);
-    let spared = spared(ctx);
     let ended = tree::end(|| tree::below(&own, &spared), PATIENCE);
     reap_all();
     tee.finish();

@@ -90,22 +90,27 @@ impl Redirect<'_> {
             // Codex then compacts by an ordinary request, which every provider can answer.
             "capabilities = { remote_compaction = \"unsupported\" }".to_owned(),
         ];
-        let key = |name: &str, value: String| Key { name: name.to_owned(), value };
-        let mut keys = vec![key(PROVIDER_KEY, quoted(PROVIDER_ID))];
+        let mut keys = vec![Key::text(PROVIDER_KEY, PROVIDER_ID)];
         if let Some(model) = self.model.filter(|model| !model.is_empty()) {
-            keys.push(key(MODEL_KEY, quoted(model)));
+            keys.push(Key::text(MODEL_KEY, model));
         }
         // Codex offers the hosted search tool by default. Only a provider that speaks the Responses API may have it;
         // elsewhere it is dropped on the way, and the model is better not promised it.
         if self.protocol != Some(Protocol::Responses) {
-            keys.push(key(SEARCH_KEY, quoted("disabled")));
+            keys.push(Key::text(SEARCH_KEY, "disabled"));
         }
-        keys.push(key(&format!("{PROVIDERS_TABLE}.{PROVIDER_ID}"), format!("{{ {} }}", provider.join(", "))));
+        let table = format!("{{ {} }}", provider.join(", "));
+        keys.push(Key { name: format!("{PROVIDERS_TABLE}.{PROVIDER_ID}"), value: table });
         keys
     }
 }
 
 impl Key {
+    /// The key `name` with a text as its value.
+    pub fn text(name: &str, text: &str) -> Self {
+        Self { name: name.to_owned(), value: quoted(text) }
+    }
+
     /// As Codex takes it after `-c`.
     pub fn argument(&self) -> String {
         format!("{}={}", self.name, self.value)

@@ -197,7 +197,7 @@ fn nothing_is_touched_where_nothing_is_wanted() {
         assert_eq!(home.config().restore().unwrap(), Outcome::default());
         assert_eq!(home.config().suspend().unwrap(), Outcome::default());
     }
-    assert!(!home.paths.codex_config_folder().exists());
+    assert!(!home.paths.config_transactions_folder().exists());
     assert!(!home.config().needs_recovery());
     assert_eq!(home.read(), "broken = ");
 }

@@ -239,3 +239,62 @@ fn a_missing_codex_is_told_first() {
     );
     assert_eq!(supervisor.methods(), Vec::<String>::new());
 }
+
+/// Keeps what its settings say, and ends like Codex Desktop would.
+const DESKTOP: &str = r#"cp "$HOME/.codex/config.toml" "$HOME/seen"; echo "$@" > "$HOME/argv"; exit 3"#;
+
+#[test]
+fn codex_desktop_finds_the_endpoint_in_its_settings_and_they_come_back() {
+    let home = Home::new();
+    home.program("codex-desktop", DESKTOP);
+    let config = home.root().join("home/.codex/config.toml");
+    fs::create_dir(home.root().join("home/.codex")).unwrap();
+    let own = "# mine\nmodel = \"gpt\" # good\n[tui]\n";
+    fs::write(&config, own).unwrap();
+    let seen = || fs::read_to_string(home.root().join("home/seen")).unwrap();
+    let supervisor = Supervisor::with(&home, &[endpoint("zai", json!({}))]);
+    let ended = home.run(&["launch", "desktop", "--endpoint", "zai", "--", "--flag"]);
+    assert_eq!(ended.code, Some(3), "{ended:#?}");
+    assert!(ended.stderr.contains("  - model = \"gpt\" # good\n  + model = \"glm-4.7\" # good\n"), "{ended:#?}");
+    assert!(seen().starts_with("# mine\nmodel = \"glm-4.7\" # good\nmodel_provider = \"supervised\" #"), "{}", seen());
+    assert_eq!(fs::read_to_string(home.root().join("home/argv")).unwrap(), "--flag\n");
+    assert_eq!(fs::read_to_string(&config).unwrap(), own);
+    assert_eq!(supervisor.calls()[1].1["kind"], "desktop");
+    // On its own login it finds its own settings, whatever others have put in.
+    home.run(&["use", "zai", "--yes"]).succeeded();
+    let ours = fs::read_to_string(&config).unwrap();
+    assert_eq!(home.run(&["launch", "desktop", "--default"]).code, Some(3));
+    assert_eq!((seen(), fs::read_to_string(&config).unwrap()), (own.to_owned(), ours));
+    home.run(&["restore"]).succeeded();
+    assert_eq!(fs::read_to_string(&config).unwrap(), own);
+}
+
+#[test]
+fn a_starter_of_codex_desktop_is_not_the_end_of_it() {
+    let home = Home::new();
+    home.program("codex-desktop", "(until [ -e \"$HOME/quit\" ]; do sleep 0.02; done) & echo > \"$HOME/started\"");
+    let _supervisor = Supervisor::with(&home, &[endpoint("zai", json!({}))]);
+    let mut launcher = home.command(&["launch", "desktop"]).spawn().unwrap();
+    wait_for("the starter", || home.root().join("home/started").exists().then_some(()));
+    let config = home.root().join("home/.codex/config.toml");
+    assert!(config.exists() && launcher.try_wait().unwrap().is_none());
+    fs::write(home.root().join("home/quit"), "").unwrap();
+    assert_eq!(launcher.wait().unwrap().code(), Some(0));
+    assert!(!config.exists(), "there was none before");
+}
+
+#[test]
+fn a_missing_codex_desktop_is_told() {
+    let mut home = Home::new();
+    home.run(&["launch", "desktop"]).failed(
+        1,
+        "Codex Desktop was not found: no `codex-desktop` on the `PATH`, no entry among the applications",
+        Some("name its program in `CODEX_SUPERVISOR_DESKTOP`, or use `codexctl launch cli`"),
+    );
+    home.set("CODEX_SUPERVISOR_DESKTOP", "/nowhere");
+    home.run(&["launch", "desktop"]).failed(
+        1,
+        "`CODEX_SUPERVISOR_DESKTOP` names `/nowhere`, which is no program",
+        Some("name the path of Codex Desktop there, or unset `CODEX_SUPERVISOR_DESKTOP`"),
+    );
+}
