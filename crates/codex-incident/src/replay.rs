@@ -42,20 +42,25 @@ pub struct Entry {
 
 /// Says all of `log` to `engine`, polling whenever it is due, and gives each directive with its moment to `sink`.
 ///
-/// `respond` says what is to be said to the engine because of a directive, right away: for a log of everything that was
-/// said it says nothing, for a log of signals alone [`signals_only`] does.
+/// `respond` says what is to be said to the engine because of a directive, once all directives of that moment are out:
+/// for a log of everything that was said it says nothing, for a log of signals alone [`signals_only`] does.
 pub fn replay(
     engine: &mut Engine,
     log: impl IntoIterator<Item = Entry>,
     mut respond: impl FnMut(&Directive) -> Option<Input>,
     mut sink: impl FnMut(Millis, Directive),
 ) {
-    let mut drain = |engine: &mut Engine, at: Millis| {
+    let mut drain = |engine: &mut Engine, at: Millis| loop {
+        let mut responses = Vec::new();
         while let Some(directive) = engine.poll(at) {
-            if let Some(input) = respond(&directive) {
-                say(engine, at, input);
-            }
+            responses.extend(respond(&directive));
             sink(at, directive);
+        }
+        if responses.is_empty() {
+            break;
+        }
+        for input in responses {
+            say(engine, at, input);
         }
     };
     for entry in log {
@@ -82,7 +87,8 @@ pub fn signals_only(directive: &Directive) -> Option<Input> {
     }
 }
 
-fn say(engine: &mut Engine, now: Millis, input: Input) {
+/// Says one thing.
+pub(crate) fn say(engine: &mut Engine, now: Millis, input: Input) {
     match input {
         Input::Signal(signal) => engine.observe(now, signal),
         Input::Outcome(id, outcome) => _ = engine.outcome(now, id, outcome),
