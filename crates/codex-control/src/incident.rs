@@ -206,9 +206,9 @@ named! {
         UpstreamUpgradeRequired = "upstream-upgrade-required",
         /// No connection, or no first byte in time; `value`: ms waited.
         UpstreamTimedOut = "upstream-timed-out",
-        /// The connection broke, or the answer ended before its end; `value`: bytes received.
+        /// The connection broke, or the answer ended before its end; `value`: 0 when nothing of the answer had come.
         UpstreamReset = "upstream-reset",
-        /// The provider fell silent within an answer; `value`: bytes of the answer received before.
+        /// The provider fell silent within an answer; `value`: 0 when nothing of it had come.
         StreamIdle = "stream-idle",
         /// The provider did not understand the request; `value`: HTTP status.
         UpstreamBadRequest = "upstream-bad-request",

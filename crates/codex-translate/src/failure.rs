@@ -31,6 +31,25 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
     /// One change of the request that is worth a second attempt.
     pub repair: Option<Repair>,
+    /// What happened to the connection, where that is what failed.
+    pub trouble: Option<Trouble>,
+}
+
+/// What happened to a connection. What is done for the request is the same; what is told about the provider is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trouble {
+    /// The provider's name could not be resolved.
+    NameNotFound,
+    /// There is no TLS with the provider: most often its certificate is not accepted.
+    Untrusted,
+    /// No connection, or no answer, in time.
+    TimedOut,
+    /// The connection broke.
+    Broke,
+    /// The answer had begun, and then nothing came for the whole idle time.
+    Silent,
+    /// We ended it ourselves: the provider has done nothing wrong.
+    EndedByUs,
 }
 
 /// The kinds of failure that are told apart, each with its own answer to Codex.
@@ -98,9 +117,14 @@ pub const RETRY_AFTER_MAX: Duration = Duration::from_hours(8 * 24);
 pub const BODY_BYTES_MAX: usize = 256 * 1024;
 
 impl Failure {
+    /// A failure of the connection itself.
+    pub fn of_connection(trouble: Trouble, message: impl Into<String>) -> Self {
+        Self { trouble: Some(trouble), ..Self::new(FailureClass::Network, message) }
+    }
+
     /// A failure that no provider has worded.
     pub fn new(class: FailureClass, message: impl Into<String>) -> Self {
-        Self { class, message: message.into(), http_status: None, retry_after: None, repair: None }
+        Self { class, message: message.into(), http_status: None, retry_after: None, repair: None, trouble: None }
     }
 
     /// Reads an HTTP answer that is not a success, or a success whose body is an error.
@@ -127,6 +151,7 @@ impl Failure {
             http_status: Some(status),
             retry_after: retry_after.map(|wait| wait.min(RETRY_AFTER_MAX)),
             repair: classify::repair(&facts, class),
+            trouble: None,
         }
     }
 
@@ -141,6 +166,7 @@ impl Failure {
             http_status: None,
             retry_after: facts.wait().map(|wait| wait.min(RETRY_AFTER_MAX)),
             repair: classify::repair(&facts, class),
+            trouble: None,
         }
     }
 }

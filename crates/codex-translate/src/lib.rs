@@ -32,7 +32,7 @@ pub mod textcalls;
 pub mod tools;
 
 pub use delta::{Delta, StopReason, Usage};
-pub use failure::{Failure, FailureClass, Repair};
+pub use failure::{Failure, FailureClass, Repair, Trouble};
 pub use reply::{EndCause, Outcome, Progress, Reply, ReplyConfig, ReplySeed, Summary};
 pub use responses::Request;
 pub use target::Target;

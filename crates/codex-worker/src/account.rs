@@ -89,12 +89,15 @@ impl Account {
 
     fn succeeded(&mut self, outcome: RequestOutcome) {
         self.worker.metrics.succeeded();
+        self.worker.answered(&self.report.upstream_model, self.report.first_event_ms);
         self.report.outcome = outcome;
         self.send();
     }
 
     pub(crate) fn failed(&mut self, failure: &Failure) {
         let message = redact::redact(&failure.message).into_owned();
+        let has_begun = self.report.first_event_ms.is_some();
+        self.worker.answer_failed(&self.report.upstream_model, failure, has_begun);
         self.worker.metrics.failed(LastFailure {
             at_ms: now_unix_ms(),
             class: answer::class_name(failure.class).to_owned(),
@@ -143,6 +146,9 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         // Not reported: Codex closed the connection, and this value went with it.
+        if !self.is_reported && self.report.attempts > 0 {
+            self.worker.abandoned(&self.report.upstream_model);
+        }
         self.send();
     }
 }

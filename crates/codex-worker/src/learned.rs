@@ -5,11 +5,11 @@
 //! in doubt and dropped: one misread error must not disable a parameter for good.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use codex_control::files;
+use codex_control::{files, report};
 use codex_translate::Repair;
 use serde::{Deserialize, Serialize};
 
@@ -42,17 +42,44 @@ pub(crate) struct Learned {
     file: PathBuf,
     /// By upstream model. The lock protects a small map; nothing is awaited under it.
     changes: Mutex<BTreeMap<String, Vec<Change>>>,
+    /// What was wrong with the file when it was read.
+    damage: Mutex<Option<String>>,
+}
+
+/// What stands in `file`, or what is wrong with it.
+fn read(file: &Path) -> Result<BTreeMap<String, Vec<Change>>, String> {
+    let Some(bytes) = files::read_bounded(file, FILE_BYTES_MAX).map_err(|error| report::chain(&error))? else {
+        return Ok(BTreeMap::new());
+    };
+    let changes: BTreeMap<String, Vec<Change>> =
+        serde_json::from_slice(&bytes).map_err(|error| format!("`{}` does not parse: {error}", file.display()))?;
+    let unknown = changes.values().flatten().find(|change| parse(&change.repair).is_none());
+    match unknown {
+        Some(change) => Err(format!("`{}` holds `{}`, which is no change of a request", file.display(), change.repair)),
+        None => Ok(changes),
+    }
 }
 
 impl Learned {
-    /// Reads what is on disk. A damaged file counts as empty: it will be learned again.
+    /// Reads what is on disk. A damaged file counts as empty, and [`Self::damage`] says so: it will be learned again.
     pub(crate) fn load(file: PathBuf) -> Self {
-        let changes = files::read_bounded(&file, FILE_BYTES_MAX)
-            .ok()
-            .flatten()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_default();
-        Self { file, changes: Mutex::new(changes) }
+        let (changes, damage) = match read(&file) {
+            Ok(changes) => (changes, None),
+            Err(damage) => (BTreeMap::new(), Some(damage)),
+        };
+        Self { file, changes: Mutex::new(changes), damage: Mutex::new(damage) }
+    }
+
+    /// What is wrong with the file, until it is written anew.
+    pub(crate) fn damage(&self) -> Option<String> {
+        self.damage.lock().expect("nothing panics while it is held").clone()
+    }
+
+    /// Forgets everything, and looks at the file again: somebody has mended or removed it.
+    pub(crate) fn begin_anew(&self) -> usize {
+        let n_forgotten = self.forget(None);
+        *self.damage.lock().expect("nothing panics while it is held") = read(&self.file).err();
+        n_forgotten
     }
 
     /// The changes to make for `model` now.
@@ -134,7 +161,7 @@ fn parse(name: &str) -> Option<Repair> {
         "clean-schema" => Repair::CleanSchema,
         "string-content" => Repair::StringContent,
         "reasoning-content-required" => Repair::ReasoningContentRequired,
-        _ => Repair::Drop(name.strip_prefix("drop:")?.to_owned()),
+        _ => Repair::Drop(name.strip_prefix("drop:").filter(|parameter| !parameter.is_empty())?.to_owned()),
     })
 }
 
@@ -156,6 +183,25 @@ mod tests {
         assert!(again.repairs("other").is_empty());
         assert_eq!(again.forget(Some("m")), 2);
         assert_eq!(again.forget(None), 0);
+    }
+
+    #[test]
+    fn a_damaged_file_is_told_and_begun_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("e.json");
+        for text in [
+            "{",
+            r#"{"m": "array"}"#,
+            r#"{"m": [{"repair": "content_type: array", "evidence": "", "learned_at_ms": 1}]}"#,
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let learned = Learned::load(file.clone());
+            assert!(learned.damage().is_some_and(|damage| damage.contains("e.json")), "{text}");
+            assert!(learned.repairs("m").is_empty());
+            std::fs::remove_file(&file).unwrap();
+            learned.begin_anew();
+            assert_eq!(learned.damage(), None);
+        }
     }
 
     #[test]

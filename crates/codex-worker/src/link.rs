@@ -91,6 +91,7 @@ pub(crate) async fn run_supervised(supervision: Supervision) -> anyhow::Result<(
         // Files are read at once, so that the first word about this endpoint is a true one; a program may take its time.
         look_for_key(&worker).await;
     }
+    worker.looked_at_facts();
     let drain = Drain::new();
     let serving = tokio::spawn(serve::run(Arc::clone(&worker), listener, drain.clone()));
     let warm_up = tokio::spawn({

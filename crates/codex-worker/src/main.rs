@@ -18,6 +18,7 @@
 //! | [`models`], [`target`] | the model list, the catalog for Codex, the dialect of a model |
 //! | [`exhausted`] | requests that Codex repeats although we have tried enough |
 //! | [`learned`] | what the provider's refusals have taught |
+//! | [`signals`] | what the incident engine is told |
 //! | [`metrics`] | counters |
 
 mod account;
@@ -34,6 +35,7 @@ mod metrics;
 mod models;
 mod route;
 mod serve;
+mod signals;
 mod standalone;
 mod stream;
 mod target;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use codex_control::redact;
 use codex_translate::native::Sniffer;
 use codex_translate::reply::{EndCause, Progress, Reply};
-use codex_translate::{Failure, Summary};
+use codex_translate::{Failure, Summary, Trouble};
 use http_body_util::BodyExt;
 use hyper::body::Body as HttpBody;
 use tokio::time::{Instant, Sleep};
@@ -226,7 +226,9 @@ impl TurnStream {
                 }
                 EndCause::Eof
             }
-            Some(Err(error)) => EndCause::Failed(upstream::network(&format!("the connection broke: {error}"))),
+            Some(Err(error)) => {
+                EndCause::Failed(upstream::broken(Trouble::Broke, &format!("the connection broke: {error}")))
+            }
             None => {
                 if relay.end_of_body(out) {
                     return Poll::Ready(());
@@ -282,7 +284,7 @@ impl TurnStream {
             let idle_at = matches!(self.state, State::Flowing(..)).then(|| self.active_at + self.idle_timeout);
             if idle_at.is_some_and(|idle_at| now >= idle_at) {
                 let seconds = self.idle_timeout.as_secs();
-                let silent = upstream::network(&format!("the provider was silent for {seconds} s"));
+                let silent = upstream::broken(Trouble::Silent, &format!("the provider was silent for {seconds} s"));
                 self.end(EndCause::Failed(silent), out);
                 return;
             }

@@ -25,7 +25,7 @@ use codex_translate::reply::{Outcome, ReplyConfig};
 use codex_translate::tools::ToolTable;
 use codex_translate::{
     Call, Decode, EncodeError, EndCause, Failure, FailureClass, Framing, Protocol, Repair, Reply, ReplySeed, Target,
-    native, responses,
+    Trouble, native, responses,
 };
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -122,7 +122,8 @@ fn forwarded(worker: &Worker, headers: &HeaderMap) -> HeaderMap {
 
 /// What a stream is told when its worker goes.
 pub(crate) fn being_replaced() -> Failure {
-    Failure::new(FailureClass::Server, "the endpoint is being stopped or replaced")
+    let trouble = Some(Trouble::EndedByUs);
+    Failure { trouble, ..Failure::new(FailureClass::Server, "the endpoint is being stopped or replaced") }
 }
 
 fn with_etag(worker: &Worker, mut response: Response<Body>) -> Response<Body> {
@@ -478,7 +479,10 @@ impl<'r, 'a> Plan<'r, 'a> {
         let connect_timeout = Duration::from_secs(worker.endpoint.limits.connect_timeout_s);
         let (seconds, base_url) = (self.first_byte_timeout.as_secs(), worker.endpoint.base_url.clone());
         let late = move || {
-            upstream::network(&format!("the provider at {base_url} did not begin to answer within {seconds} s"))
+            upstream::broken(
+                Trouble::TimedOut,
+                &format!("the provider at {base_url} did not begin to answer within {seconds} s"),
+            )
         };
         (Instant::now() + connect_timeout + self.first_byte_timeout, late)
     }
@@ -605,6 +609,7 @@ async fn attempts(
             Err(failure) => failure,
         };
         note(desk, &failure);
+        worker.attempt_failed(&plan.target.model, &failure);
         if failure.class == FailureClass::Auth && !key_was_renewed && worker.credential.has_changed(key.as_ref()).await
         {
             key_was_renewed = true;
@@ -737,7 +742,9 @@ async fn attempt(worker: &Worker, desk: &Desk, plan: &Plan<'_, '_>, key: Option<
                     None => continue,
                 }
             }
-            Some(Err(error)) => return Err(upstream::network(&format!("the connection broke: {error}"))),
+            Some(Err(error)) => {
+                return Err(upstream::broken(Trouble::Broke, &format!("the connection broke: {error}")));
+            }
             None => desk.lock().end_attempt()?,
         };
         return Ok(Begun { relay, upstream: body });
@@ -789,9 +796,11 @@ async fn whole(worker: &Worker, desk: &Desk, begun: Begun) -> Response<Body> {
                     continue;
                 }
             }
-            Ok(Some(Err(error))) => EndCause::Failed(upstream::network(&format!("the connection broke: {error}"))),
+            Ok(Some(Err(error))) => {
+                EndCause::Failed(upstream::broken(Trouble::Broke, &format!("the connection broke: {error}")))
+            }
             Ok(None) => EndCause::Eof,
-            Err(_) => EndCause::Failed(upstream::network("the provider fell silent")),
+            Err(_) => EndCause::Failed(upstream::broken(Trouble::Silent, "the provider fell silent")),
         };
         break relay.end(cause, &mut stream);
     };

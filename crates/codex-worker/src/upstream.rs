@@ -14,7 +14,7 @@ use codex_control::endpoint::Endpoint;
 use codex_control::environment::{self, Environment};
 use codex_control::tables::{AuthKind, Protocol};
 use codex_control::{Secret, redact};
-use codex_translate::{Call, Failure, FailureClass};
+use codex_translate::{Call, Failure, FailureClass, Trouble};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::HttpsConnectorBuilder;
@@ -176,10 +176,11 @@ impl Upstream {
     }
 
     fn unreachable(&self, error: &SendError) -> Failure {
-        let (what, error): (_, &(dyn StdError + 'static)) = match error {
-            SendError::Connect(error) => ("cannot be reached", &**error),
-            SendError::Broken(error) => ("closed the connection", error),
+        let (what, error, otherwise): (_, &(dyn StdError + 'static), _) = match error {
+            SendError::Connect(error) => ("cannot be reached", &**error, Trouble::TimedOut),
+            SendError::Broken(error) => ("closed the connection", error, Trouble::Broke),
         };
+        let trouble = trouble(error).unwrap_or(otherwise);
         let mut causes = String::new();
         let mut next = Some(error);
         while let Some(cause) = next {
@@ -192,7 +193,7 @@ impl Upstream {
         // Its address may hold a password.
         let through = self.proxy.as_ref().and_then(|proxy| proxy.uri().host());
         let through = through.map(|host| format!(" through the proxy `{host}`")).unwrap_or_default();
-        network(&format!("the provider at {} {what}{through}{causes}", self.base_url))
+        broken(trouble, &format!("the provider at {} {what}{through}{causes}", self.base_url))
     }
 }
 
@@ -229,9 +230,42 @@ pub(crate) async fn error_body(body: Answer) -> Bytes {
     }
 }
 
+/// What happened to the connection, where its error says more than that there is none.
+fn trouble(error: &(dyn StdError + 'static)) -> Option<Trouble> {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            if is_of_tls(io) {
+                return Some(Trouble::Untrusted);
+            }
+            if io.kind() == std::io::ErrorKind::TimedOut {
+                return Some(Trouble::TimedOut);
+            }
+        }
+        // The connector's own error has no public type; this is how it names itself.
+        if cause.to_string().starts_with("dns error") {
+            return Some(Trouble::NameNotFound);
+        }
+        next = cause.source();
+    }
+    None
+}
+
+/// Whether TLS itself is what failed; its errors come wrapped, once or twice.
+fn is_of_tls(error: &std::io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| {
+        inner.is::<rustls::Error>() || inner.downcast_ref::<std::io::Error>().is_some_and(is_of_tls)
+    })
+}
+
 /// A failure without an answer.
 pub(crate) fn network(message: &str) -> Failure {
     Failure::new(FailureClass::Network, redact::redact(message).into_owned())
+}
+
+/// A failure of the connection.
+pub(crate) fn broken(trouble: Trouble, message: &str) -> Failure {
+    Failure::of_connection(trouble, redact::redact(message).into_owned())
 }
 
 /// The roots that Mozilla trusts and those that this machine trusts: company proxies bring their own.
