@@ -14,6 +14,7 @@
 //! | `load` | many streams at once, each answer checked, and the worker no larger at the end |
 //! | `reliability` | killed, replaced, stopped, frozen, starved: nothing is refused and nothing breaks |
 //! | `sessions` | Codex under its launcher: what it leaves is ended, what it uses is watched |
+//! | `faults` | each of the 38 faults is seen and answered rightly |
 //! | `systemd` | under a real systemd: ready by notify, Codex works, a stop leaves nothing |
 //! | `transactions` | Codex's `config.toml` survives kills, failing disks and other writers at every step |
 //! | `config` | Codex works by its own file on an endpoint, and the file comes back |
@@ -26,6 +27,7 @@ mod carried;
 mod codex;
 mod config;
 mod edges;
+mod faults;
 mod healing;
 mod hostile;
 mod insurance;

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use codex_control::EndpointId;
 use codex_control::environment::Environment;
+use codex_control::incident::{self, Observation};
 use codex_control::paths::Paths;
 use codex_control::rpc::{EndpointState, RpcError};
 use codex_control::tables::incident::IncidentTables;
@@ -403,8 +404,9 @@ impl Supervisor {
         if std::mem::take(&mut self.services.registry_is_outdated) {
             let workers = self.endpoints.values().flat_map(Managed::registry_entries).collect();
             let registry = Registry::new(self.services.own.clone(), workers, self.sessions.entries());
-            if let Err(error) = registry.store(&self.services.paths.registry()) {
-                error!(%error, "the registry cannot be written");
+            match registry.store(&self.services.paths.registry()) {
+                Ok(()) => self.services.see(incident::Signal::new(Observation::RegistrySound)),
+                Err(error) => error!(%error, "the registry cannot be written"),
             }
         }
         if std::mem::take(&mut self.services.status_is_outdated) {

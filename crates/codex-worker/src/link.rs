@@ -254,8 +254,9 @@ impl Link {
                     // After a reconnection: what is served already.
                     Some(Ok(ToWorker::Assignment(_))) => continue,
                     Some(Ok(ToWorker::ForgetLearned)) => {
-                        let n_forgotten = self.worker.learned.forget(None);
+                        let n_forgotten = self.worker.learned.begin_anew();
                         tracing::info!(n_forgotten, "what was learned about the provider is forgotten");
+                        self.worker.looked_at_facts();
                         continue;
                     }
                     Some(Ok(ToWorker::RetryNow)) => {

@@ -80,13 +80,15 @@ fn observed(failure: &Failure, has_begun: bool) -> Option<(Observation, Option<u
         return Some((O::UpstreamBlocked, status));
     }
     let wait_ms = failure.retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+    if failure.trouble == Some(Trouble::EndedByUs) {
+        return None;
+    }
     Some(match (failure.class, failure.trouble) {
-        (_, Some(Trouble::EndedByUs)) => return None,
         (_, Some(Trouble::NameNotFound)) => (O::UpstreamDnsFailed, None),
         (_, Some(Trouble::Untrusted)) => (O::UpstreamTlsFailed, None),
         (_, Some(Trouble::TimedOut)) => (O::UpstreamTimedOut, None),
         (_, Some(Trouble::Silent)) => (O::StreamIdle, Some(bytes)),
-        (_, Some(Trouble::Broke)) | (FailureClass::Network | FailureClass::Truncated, None) => {
+        (_, Some(Trouble::Broke | Trouble::EndedByUs)) | (FailureClass::Network | FailureClass::Truncated, None) => {
             (O::UpstreamReset, Some(bytes))
         }
         (FailureClass::Auth, None) => (O::UpstreamUnauthorized, status),

@@ -10,6 +10,7 @@
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
+use codex_control::incident::{Observation, Signal};
 use codex_control::process::Process;
 use tracing::{debug, warn};
 
@@ -40,13 +41,19 @@ impl Supervisor {
             }
         };
         self.recover_sessions(registry.sessions);
+        let mut n_gone = 0;
         for entry in registry.workers {
             match Process::open_identity(&entry.identity) {
                 Ok(process) => self.recover_worker(&entry, process, true, now),
                 Err(error) => {
                     debug!(endpoint = %entry.endpoint, worker_pid = entry.identity.pid, %error, "a registered worker has ended");
+                    n_gone += 1;
                 }
             }
+        }
+        if n_gone > 0 {
+            let detail = format!("{n_gone} of its workers have ended while there was no supervisor");
+            self.services.see(Signal::new(Observation::RegistryStale).value(n_gone).detail(detail));
         }
     }
 

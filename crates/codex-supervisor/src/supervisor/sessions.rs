@@ -23,6 +23,7 @@ use codex_control::process::{Identity, Process};
 use codex_control::redact::redact;
 use codex_control::rpc::{RpcError, code};
 use codex_control::session::{Begin, Begun, End, PATIENCE, SESSIONS_MAX, Scope, Session, SessionId, Status};
+use codex_control::tables::incident::TextOf;
 use codex_control::tree::{self, Ended, Snapshot, Spared};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -344,6 +345,13 @@ impl Supervisor {
     fn codex_wrote(&mut self, id: &SessionId, line: &str) {
         if let Some(watched) = self.sessions.watched.get_mut(id) {
             watched.last_line = Some(line[..line.floor_char_boundary(DETAIL_BYTES_MAX)].to_owned());
+            let seen = self.incidents.known().tables().signature(TextOf::Codex, line);
+            let Some((signature, value)) = seen else { return };
+            let detail = redact(line).into_owned();
+            let endpoint = watched.session.endpoint.clone();
+            let tags = signature.tags.clone();
+            let signal = Signal { endpoint, value, tags, detail, ..Signal::new(signature.sees) };
+            self.observed(&signal);
         }
     }
 
@@ -353,10 +361,8 @@ impl Supervisor {
             let message = format!("observed: {}", signal.what);
             self.services.announcer.tell("signal", signal.endpoint.as_ref(), message, json!(signal));
         }
-        // The engine is not kept busy with samples that say that all is well.
-        if !signal.what.is_sample() || signal.is_over_limit() {
-            self.incidents.observe(signal.clone(), Instant::now());
-        }
+        // Samples within their limit, too: they show that it is over.
+        self.incidents.observe(signal.clone(), Instant::now());
     }
 
     /// What has time: logs whose change was missed, sessions that ended unseen.

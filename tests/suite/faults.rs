@@ -1,0 +1,446 @@
+//! Each of the 38 faults, in the running system: seen, acted upon, and whether that helped, seen too.
+//!
+//! Real processes, a scripted provider, a scripted Codex. Where the row says *reported*, the typed signal is injected at
+//! the door through which such signals come (`incident.report`, and the worker's reports behind it): what recognizes it
+//! is not part of this system, or cannot be provoked from outside.
+//!
+//! `scripts/faults.sh` prints the table, any number of times.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::thread;
+use std::time::Duration;
+
+use codex_control::environment;
+use codex_control::incident::{Action, AttemptState, Fault, Incident, IncidentState, Millis, Observation, Signal};
+use codex_control::process::Process;
+use codex_control::rpc::EndpointState;
+use e2e::home::{PROVIDER_KEY, Running, SandboxHome, endpoint_of};
+use e2e::http;
+use e2e::provider::{FakeProvider, Script, Status, Step, When};
+use e2e::until::until;
+use rustix::process::Signal as Kill;
+use serde_json::json;
+
+/// Time for all rows together; the longest of them waits for three windows, and the machine may be busy.
+const ALL_WITHIN: Duration = Duration::from_mins(2);
+
+const QUESTION: &str = r#"{"model":"scripted","input":"hi","stream":true}"#;
+
+/// Something that happens to the endpoint of a row.
+type Happening = Box<dyn Fn(&World, &str)>;
+
+/// One fault: how it is made to happen, what must be done about it, and what then mends it.
+struct Row {
+    fault: Fault,
+    how: &'static str,
+    inject: Happening,
+    /// What must be decided.
+    action: Action,
+    /// What else the world does once that is done: what the person or the provider would.
+    mend: Happening,
+    /// Lines for its endpoint.
+    endpoint: String,
+}
+
+/// What the rows act upon.
+struct World {
+    home: SandboxHome,
+    port: RefCell<Option<TcpListener>>,
+    held: RefCell<Vec<TcpStream>>,
+    launched: RefCell<Vec<Running>>,
+    asking: RefCell<Vec<thread::JoinHandle<()>>>,
+}
+
+impl World {
+    fn report(&self, signal: &Signal) {
+        self.home.rpc("incident.report", json!(signal)).expect("the report is taken");
+    }
+
+    fn see(&self, id: &str, what: Observation) {
+        self.report(&Signal::of(what, &id.parse().expect("a good id")));
+    }
+
+    fn kill(&self, id: &str, signal: Kill) {
+        let pid = self.home.wait_state(id, EndpointState::Running).worker_pid.expect("a running endpoint has a worker");
+        let worker = Process::open(pid).expect("the worker lives");
+        assert!(worker.signal(signal).expect("the worker is ours"));
+    }
+
+    /// `n` requests one after the other, in the background: some take as long as all attempts of the worker.
+    fn ask(&self, id: &str, n: usize) {
+        let (address, bearer) = (self.home.address(id), format!("Bearer {}", self.home.token(id)));
+        self.asking.borrow_mut().push(thread::spawn(move || {
+            let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+            for _ in 0..n {
+                // What the client gets is other tests' matter.
+                let _ = http::request(address, "POST", "/v1/responses", &headers, QUESTION.as_bytes());
+            }
+        }));
+    }
+
+    /// A request whose client hangs up once the provider has it.
+    fn hang_up(&self, id: &str) {
+        let mut stream = TcpStream::connect(self.home.address(id)).expect("the endpoint listens");
+        let (token, address) = (self.home.token(id), self.home.address(id));
+        let length = QUESTION.len();
+        write!(
+            stream,
+            "POST /v1/responses HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{QUESTION}"
+        )
+        .expect("the worker reads");
+        self.held.borrow_mut().push(stream);
+    }
+
+    /// A Codex that writes `line` to its stderr and ends with `exit`.
+    fn codex(&self, id: &str, line: &str, exit: &str) {
+        let program = self.home.path(&format!("work/codex-{id}"));
+        let text = format!("#!/bin/sh\ncat >/dev/null\nprintf '%s\\n' \"{line}\" >&2\n{exit}\n");
+        fs::write(&program, text).expect("the home is writable");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).expect("the file is ours");
+        let mut command = self.home.launch_command(id, &["exec", "x"]);
+        command.env(environment::CODEX, program);
+        self.launched.borrow_mut().push(self.home.spawn(command));
+    }
+}
+
+fn status(code: u16, body: &str) -> Step {
+    Step::Status(Status { code, headers: BTreeMap::new(), body: body.to_owned() })
+}
+
+/// A provider that answers `failures` one after the other, and then well.
+fn provider(failures: Vec<Vec<Step>>) -> FakeProvider {
+    let script = Script::new().key(PROVIDER_KEY);
+    let script = failures.into_iter().fold(script, |script, steps| script.turn(When::any(), steps));
+    FakeProvider::start(script.always(When::any(), [Step::text("fine")]))
+}
+
+/// The address of a server that speaks plain HTTP to whoever comes, as often as a request is tried.
+fn without_tls() -> SocketAddr {
+    const ATTEMPTS_MAX: usize = 5;
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is to be had");
+    let address = listener.local_addr().expect("it is bound");
+    // Ends with the last attempt, or with the test.
+    thread::spawn(move || {
+        for mut stream in listener.incoming().take(ATTEMPTS_MAX).flatten() {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n");
+        }
+    });
+    address
+}
+
+fn times(n: usize, step: &Step) -> Vec<Vec<Step>> {
+    vec![vec![step.clone()]; n]
+}
+
+struct Rows {
+    all: Vec<Row>,
+    providers: Vec<FakeProvider>,
+    /// Which of them is asked by a client that hangs up.
+    hung: usize,
+}
+
+impl Rows {
+    fn id(fault: Fault) -> String {
+        fault.name().to_lowercase()
+    }
+
+    fn push(
+        &mut self,
+        fault: Fault,
+        how: &'static str,
+        action: Action,
+        endpoint: String,
+        inject: impl Fn(&World, &str) + 'static,
+        mend: impl Fn(&World, &str) + 'static,
+    ) {
+        self.all.push(Row { fault, how, inject: Box::new(inject), action, mend: Box::new(mend), endpoint });
+    }
+
+    /// An endpoint that nobody asks.
+    fn idle(fault: Fault) -> String {
+        let id = Self::id(fault);
+        format!(
+            "[[endpoint]]\nid = \"{id}\"\nprotocol = \"chat-completions\"\nbase_url = \"http://127.0.0.1:9/v1\"\ndefault_model = \"scripted\"\nauth = {{ kind = \"none\" }}\n"
+        )
+    }
+
+    /// A worker or supervisor that is in trouble.
+    fn process(
+        &mut self,
+        fault: Fault,
+        how: &'static str,
+        action: Action,
+        inject: impl Fn(&World, &str) + 'static,
+        mend: impl Fn(&World, &str) + 'static,
+    ) {
+        self.push(fault, how, action, Self::idle(fault), inject, mend);
+    }
+
+    /// Signals that are reported, `n` of them, and the one that shows success.
+    fn reported(&mut self, fault: Fault, what: Signal, n: usize, action: Action, success: Signal) {
+        let of =
+            |signal: &Signal, id: &str| Signal { endpoint: Some(id.parse().expect("a good id")), ..signal.clone() };
+        let inject = move |world: &World, id: &str| (0..n).for_each(|_| world.report(&of(&what, id)));
+        self.push(fault, "reported", action, Self::idle(fault), inject, move |world, id| {
+            world.report(&of(&success, id));
+        });
+    }
+
+    /// A provider that fails so when it is asked, and then answers.
+    fn provider(&mut self, fault: Fault, how: &'static str, action: Action, failures: Vec<Vec<Step>>) {
+        let provider = provider(failures);
+        let endpoint = endpoint_of(&Self::id(fault), &provider);
+        self.providers.push(provider);
+        self.push(fault, how, action, endpoint, |world, id| world.ask(id, 1), |world, id| world.ask(id, 1));
+    }
+
+    /// A Codex that says `line`.
+    fn codex(&mut self, fault: Fault, line: &'static str, exit: &'static str, action: Action, success: Observation) {
+        let inject = move |world: &World, id: &str| world.codex(id, line, exit);
+        self.push(fault, "scripted Codex", action, Self::idle(fault), inject, move |world, id| world.see(id, success));
+    }
+}
+
+fn rows(taken_port: u16) -> Rows {
+    use {Action as A, Fault as F, Observation as O};
+    let mut rows = Rows { all: Vec::new(), providers: Vec::new(), hung: 0 };
+    let nothing = |_: &World, _: &str| {};
+    rows.process(F::A1, "kill -9", A::RestartProxy, |world, id| world.kill(id, Kill::KILL), nothing);
+    rows.push(
+        F::A2,
+        "port held by another",
+        A::KillStaleProcesses,
+        format!("{}port = {taken_port}\n", Rows::idle(F::A2)),
+        nothing,
+        |world, _| drop(world.port.borrow_mut().take()),
+    );
+    let memory = |mib: u64| Signal::new(O::WorkerMemory).value(mib << 20).limit(1 << 30);
+    rows.reported(F::A3, memory(1_500), 1, A::RestartProxy, memory(50));
+    rows.process(F::A4, "SIGSTOP", A::RestartProxy, |world, id| world.kill(id, Kill::STOP), nothing);
+    rows.reported(F::A5, Signal::new(O::WorkerCrashed).value(101), 1, A::RestartProxy, Signal::new(O::WorkerReady));
+
+    let untrusted = Rows::idle(F::A6).replace("http://127.0.0.1:9/", &format!("https://{}/", without_tls()));
+    let good = |world: &World, id: &str| world.see(id, O::UpstreamGood);
+    rows.push(F::A6, "https, no TLS there", A::AlertUser, untrusted, |world, id| world.ask(id, 1), good);
+    // A label longer than DNS allows: no server is asked.
+    let nameless = format!(
+        "[[endpoint]]\nid = \"a7\"\nprotocol = \"chat-completions\"\nbase_url = \"http://{}.invalid/v1\"\ndefault_model = \"scripted\"\nauth = {{ kind = \"none\" }}\n",
+        "x".repeat(70)
+    );
+    rows.push(F::A7, "name that is none", A::RetryWithBackoff, nameless, |world, id| world.ask(id, 1), good);
+
+    let limited = Step::Status(Status {
+        code: 429,
+        headers: BTreeMap::from([("retry-after".to_owned(), "1".to_owned())]),
+        body: r#"{"error":{"message":"slow down"}}"#.to_owned(),
+    });
+    rows.provider(F::B1, "429, Retry-After 1", A::WaitRetryAfter, times(1, &limited));
+    rows.provider(F::B2, "500 once", A::RetryWithBackoff, times(1, &status(500, "{}")));
+    rows.provider(F::B3, "401", A::AlertUserBadKey, times(1, &status(401, r#"{"error":"invalid_api_key"}"#)));
+    let upgrade = status(403, r#"{"error":"upgrade_required"}"#);
+    rows.provider(F::B4, "403 upgrade_required", A::UpdateCcVersion, times(1, &upgrade));
+    rows.provider(F::B5, "silent for 4 attempts", A::RetryWithBackoff, times(4, &Step::Silence));
+    rows.provider(F::B6, "reset", A::RetryWithBackoff, times(1, &Step::Reset));
+    let held = provider(vec![vec![Step::Silence]]);
+    let endpoint = endpoint_of(&Rows::id(F::B7), &held);
+    rows.hung = rows.providers.len();
+    rows.providers.push(held);
+    rows.push(F::B7, "client hangs up", A::Ignore, endpoint, World::hang_up, |world, id| world.ask(id, 1));
+    let malformed = status(400, r#"{"error":{"message":"Invalid type for content: expected string, got array"}}"#);
+    let strict = provider(times(2, &malformed));
+    let endpoint = endpoint_of(&Rows::id(F::B8), &strict);
+    rows.providers.push(strict);
+    let (twice, once) = (|world: &World, id: &str| world.ask(id, 2), |world: &World, id: &str| world.ask(id, 1));
+    rows.push(F::B8, "400 expected string ×2", A::ClearSchemaCache, endpoint, twice, once);
+    let full = status(503, r#"{"error":{"message":"No capacity available for model x","status":"UNAVAILABLE"}}"#);
+    rows.provider(F::B9, "503 four times", A::SwitchProvider, times(4, &full));
+    rows.provider(F::B10, "403 error 1010", A::CheckBrowserUa, times(1, &status(403, "error code: 1010")));
+
+    let call = || Signal::new(O::ToolCallGood);
+    for (fault, what, n, action) in [
+        (F::C1, O::ParserEmpty, 3, A::ClearSchemaCache),
+        (F::C2, O::EscalationAsked, 5, A::SuggestSwitchProvider),
+        (F::C3, O::FormatUnknown, 5, A::AlertUser),
+        (F::C5, O::CommandSuspicious, 3, A::ClearSchemaCache),
+        (F::C6, O::CommandEmpty, 3, A::SuggestSwitchModel),
+        (F::C7, O::BraceBare, 5, A::AlertUser),
+        (F::C8, O::BashWithoutCommand, 3, A::AlertUser),
+        (F::C9, O::DsmlNameMismatch, 1, A::Ignore),
+        (F::C10, O::StuckRecovery, 5, A::SuggestSwitchModel),
+    ] {
+        rows.reported(fault, Signal::new(what), n, action, call());
+    }
+    rows.reported(F::C4, Signal::new(O::CommandWrapped).value(1), 1, A::AlertUser, call());
+
+    rows.codex(F::D1, "about to end", "kill -KILL $$", A::AlertUserRestart, O::CodexStarted);
+    let memory = |gib: u64| Signal::new(O::CodexMemory).value(gib << 30).limit(4 << 30);
+    rows.reported(F::D2, memory(5), 1, A::AlertUserMemory, memory(1));
+    // As codex-cli 0.169 writes them.
+    let disconnected = "ERROR: stream disconnected before completion: stream closed before response.completed";
+    rows.codex(F::D3, disconnected, "exit 1", A::Ignore, O::UpstreamGood);
+    let database =
+        "2026-11-23T07:21:12.099954Z ERROR codex_state::sqlite: SQLite quick check detected corruption database=/x";
+    rows.codex(F::D4, database, "exit 0", A::RegenerateConfig, O::CodexStarted);
+    let context = "ERROR: Codex ran out of room in the model's context window. Start a new thread or clear earlier history before retrying.";
+    rows.codex(F::D5, context, "exit 1", A::AlertUserContext, O::UpstreamGood);
+    rows.codex(F::D6, "ERROR: Reconnecting... 1/5", "exit 1", A::CheckProxyHealth, O::UpstreamGood);
+
+    let corrupt = |world: &World, id: &str| {
+        let path = world.home.paths().learned(&id.parse().expect("a good id"));
+        fs::create_dir_all(path.parent().expect("it lies in a folder")).expect("the home is writable");
+        fs::write(path, r#"{"m":[{"repair":"content_type: array","evidence":"","learned_at_ms":1}]}"#)
+            .expect("the home is writable");
+        world.home.ctl(&["restart", id]).ok();
+    };
+    rows.process(F::E1, "damaged file", A::DeleteProviderCaps, corrupt, nothing);
+    rows.reported(F::E2, Signal::new(O::RegistryStale).value(1), 1, A::CleanupPids, Signal::new(O::RegistrySound));
+    rows.reported(F::E3, Signal::new(O::ConfigPortStale).value(1), 1, A::RegenerateConfig, Signal::new(O::ConfigSound));
+    rows.reported(F::E4, Signal::new(O::SignInExpired), 1, A::AlertUserReauth, Signal::new(O::SignInGood));
+    rows.reported(F::E5, Signal::new(O::RoutesCooling).value(3), 1, A::AlertUserNoProvider, Signal::new(O::RouteFree));
+    rows
+}
+
+/// Whether `action` was decided and has come as far as it can without the world's help.
+fn is_decided(incident: &Incident, action: Action) -> bool {
+    let told = format!("you were told ({action})");
+    let by_person = incident.timeline.iter().any(|step| step.text.starts_with(&told))
+        || (action == Action::AlertUser && incident.state == IncidentState::Alerted)
+        || (action == Action::Ignore && incident.state == IncidentState::Ignored);
+    let carried_out =
+        |state| !matches!(state, AttemptState::Planned { .. } | AttemptState::Running | AttemptState::Superseded);
+    by_person || incident.attempts.iter().any(|attempt| attempt.action == action && carried_out(attempt.state))
+}
+
+/// What was tried besides, that should not have been.
+fn wrong(incident: &Incident, action: Action) -> Vec<Action> {
+    let supervised = |attempt: &&codex_control::incident::Attempt| {
+        attempt.action.actor() == codex_control::incident::Actor::Supervisor && attempt.action != action
+    };
+    incident.attempts.iter().filter(supervised).map(|attempt| attempt.action).collect()
+}
+
+struct Seen {
+    injected_at: Millis,
+    decided: bool,
+    done: Option<Incident>,
+}
+
+fn now_ms() -> Millis {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[test]
+fn each_of_the_38_faults_is_seen_and_answered_rightly() {
+    let holder = TcpListener::bind("127.0.0.1:0").expect("a port is to be had");
+    let port = holder.local_addr().expect("it is bound").port();
+    let Rows { all: rows, providers, hung } = rows(port);
+    let faults: Vec<Fault> = rows.iter().map(|row| row.fault).collect();
+    assert_eq!(faults.len(), Fault::ALL.len());
+    let home = SandboxHome::new();
+    let mut settings = "[worker]\nfirst_byte_timeout_s = 1\nconnect_timeout_s = 2\n\n".to_owned();
+    for row in &rows {
+        settings += &row.endpoint;
+        settings.push('\n');
+        home.store_key(&Rows::id(row.fault), PROVIDER_KEY);
+    }
+    home.write_settings(&settings);
+    let started_at = now_ms();
+    home.start();
+    let world = World {
+        home,
+        port: RefCell::new(Some(holder)),
+        held: RefCell::default(),
+        launched: RefCell::default(),
+        asking: RefCell::default(),
+    };
+    for row in rows.iter().filter(|row| row.fault != Fault::A2) {
+        world.home.wait_state(&Rows::id(row.fault), EndpointState::Running);
+    }
+    let mut seen: Vec<Seen> = Vec::new();
+    for row in &rows {
+        let injected_at = if row.fault == Fault::A2 { started_at } else { now_ms() };
+        (row.inject)(&world, &Rows::id(row.fault));
+        if row.fault == Fault::B7 {
+            // The client hangs up once the provider has its request.
+            until("the provider to be asked", ALL_WITHIN, || (!providers[hung].requests().is_empty()).then_some(()));
+            world.held.borrow_mut().clear();
+        }
+        seen.push(Seen { injected_at, decided: false, done: None });
+    }
+    let mut latest = BTreeMap::new();
+    let finished = e2e::until::try_until(ALL_WITHIN, || {
+        let listed =
+            world.home.rpc("incident.list", json!({ "whole": true, "limit": 200 })).expect("incidents are listed");
+        let incidents: Vec<Incident> = serde_json::from_value(listed).expect("incidents have the agreed shape");
+        for (row, seen) in rows.iter().zip(&mut seen).filter(|(_, seen)| seen.done.is_none()) {
+            let id = Rows::id(row.fault);
+            let of_row = |incident: &&Incident| {
+                incident.fault == Some(row.fault)
+                    && incident.endpoint.as_ref().is_some_and(|endpoint| endpoint.as_str() == id)
+            };
+            let Some(incident) = incidents.iter().find(of_row) else { continue };
+            latest.insert(row.fault, incident.clone());
+            if !seen.decided && is_decided(incident, row.action) {
+                seen.decided = true;
+                (row.mend)(&world, &id);
+            }
+            let is_over = incident.state == IncidentState::Resolved;
+            if seen.decided && is_over {
+                seen.done = Some(incident.clone());
+            }
+        }
+        seen.iter().all(|seen| seen.done.is_some()).then_some(())
+    });
+    let mut table = String::new();
+    let _ = writeln!(
+        table,
+        "{:<4} {:<22} {:<20} {:<6} {:<24} {:<28} {:>10} {:>11}",
+        "", "injected", "detected as", "tier", "action", "outcome", "detect ms", "recover ms"
+    );
+    let mut n_right = 0;
+    for (row, seen) in rows.iter().zip(&seen) {
+        let Some(incident) = &seen.done else {
+            let _ = writeln!(table, "{:<4} {:<22} NOT RIGHT: {:#?}", row.fault, row.how, latest.get(&row.fault));
+            continue;
+        };
+        let attempt = incident.attempts.iter().find(|attempt| attempt.action == row.action);
+        let outcome = match attempt {
+            Some(attempt) if incident.timeline.iter().any(|step| step.text.starts_with("you were told")) => {
+                format!("{}, alert seen", attempt.state.name())
+            }
+            Some(attempt) => attempt.state.name().to_owned(),
+            None if row.action == Action::Ignore => "counted".to_owned(),
+            None => "alert seen".to_owned(),
+        };
+        let tier = attempt.map_or(1, |attempt| attempt.tier.number());
+        let detect = incident.opened_at_ms.saturating_sub(seen.injected_at);
+        let recover = incident.closed_at_ms.unwrap_or_default().saturating_sub(seen.injected_at);
+        let others = wrong(incident, row.action);
+        if others.is_empty() {
+            n_right += 1;
+        }
+        let _ = writeln!(
+            table,
+            "{:<4} {:<22} {:<20} {tier:<6} {:<24} {outcome:<28} {detect:>10} {recover:>11}{}",
+            row.fault,
+            row.how,
+            incident.what,
+            row.action,
+            if others.is_empty() { String::new() } else { format!("  ALSO {others:?}") }
+        );
+    }
+    println!("{table}{n_right} of {} right", rows.len());
+    assert!(finished.is_some() && n_right == rows.len(), "{table}{}", world.home.logs());
+    for asking in world.asking.take() {
+        asking.join().expect("a client ends");
+    }
+    world.home.stop();
+    world.home.assert_nothing_left();
+}
