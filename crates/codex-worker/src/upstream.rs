@@ -167,6 +167,13 @@ impl Upstream {
         let config = tokio::task::spawn_blocking(tls_config).await.map_err(|error| network(&error.to_string()))??;
         let https = HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1();
         let Some(proxy) = &self.proxy else { return Ok(Connections::new(Connector::Tls(https.wrap_connector(http)))) };
+        if proxy.uri().scheme_str() != Some("http") {
+            // Anything else would be shown its password in the clear, and not understand it.
+            let (scheme, name) = (proxy.uri().scheme_str().unwrap_or_default(), proxy_name(proxy));
+            return Err(network(&format!(
+                "HTTPS_PROXY names `{scheme}://{name}`, and only http:// proxies can be used"
+            )));
+        }
         let tunnel = Tunnel::new(proxy.uri().clone(), http);
         let tunnel = match proxy.basic_auth() {
             Some(auth) => tunnel.with_auth(auth.clone()),
@@ -190,9 +197,8 @@ impl Upstream {
             }
             next = cause.source();
         }
-        // Its address may hold a password.
-        let through = self.proxy.as_ref().and_then(|proxy| proxy.uri().host());
-        let through = through.map(|host| format!(" through the proxy `{host}`")).unwrap_or_default();
+        let through = self.proxy.as_ref().map(|proxy| format!(" through the proxy `{}`", proxy_name(proxy)));
+        let through = through.unwrap_or_default();
         broken(trouble, &format!("the provider at {} {what}{through}{causes}", self.base_url))
     }
 }
@@ -219,6 +225,12 @@ fn proxy(base_url: &str, environment: &Environment) -> Option<Intercept> {
     let first = |names: [&str; 2]| names.into_iter().find_map(|name| environment.get_str(name)).unwrap_or_default();
     let matcher = Matcher::builder().https(first(environment::HTTPS_PROXY)).no(first(environment::NO_PROXY)).build();
     matcher.intercept(&uri)
+}
+
+/// The host and the port of a proxy. Not the authority of its URL: behind a stray `@` that holds a part of its password.
+fn proxy_name(proxy: &Intercept) -> String {
+    let host = proxy.uri().host().unwrap_or_default();
+    proxy.uri().port_u16().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 /// Reads the body of an error answer, as much of it as is of use.
