@@ -49,6 +49,29 @@ pub fn request(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> io::Result<Answer> {
+    let (stream, written) = send(address, method, path, headers, body)?;
+    let mut raw = Vec::new();
+    let read = stream.take(ANSWER_BYTES_MAX).read_to_end(&mut raw);
+    if let Some(answer) = parse(&raw) {
+        return Ok(answer);
+    }
+    written?;
+    read?;
+    Err(io::Error::new(io::ErrorKind::InvalidData, format!("no HTTP answer: {:?}", String::from_utf8_lossy(&raw))))
+}
+
+/// Sends one request on a connection of its own, which ends after the answer. The answer is the caller's to read; whether
+/// all of the body was written stands beside it, since a server may refuse before it has read everything and close.
+///
+/// # Errors
+/// When there is no connection.
+pub fn send(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> io::Result<(TcpStream, io::Result<()>)> {
     let mut stream = TcpStream::connect_timeout(&address, DEADLINE)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(DEADLINE))?;
@@ -61,16 +84,8 @@ pub fn request(
         let _ = write!(head, "{name}: {value}\r\n");
     }
     stream.write_all(format!("{head}\r\n").as_bytes())?;
-    // A server may refuse before it has read everything and close; its answer is what counts.
     let written = stream.write_all(body);
-    let mut raw = Vec::new();
-    let read = stream.take(ANSWER_BYTES_MAX).read_to_end(&mut raw);
-    if let Some(answer) = parse(&raw) {
-        return Ok(answer);
-    }
-    written?;
-    read?;
-    Err(io::Error::new(io::ErrorKind::InvalidData, format!("no HTTP answer: {:?}", String::from_utf8_lossy(&raw))))
+    Ok((stream, written))
 }
 
 /// Reads an answer that has arrived whole; `None` when it is none or a part of it is missing.

@@ -43,7 +43,8 @@ const MARK: &str = "load number ";
 /// Wrong answers that are shown.
 const SHOWN_MAX: usize = 5;
 
-fn from_environment((name, default): (&str, u64)) -> u64 {
+/// A number that the environment may set.
+pub(crate) fn from_environment((name, default): (&str, u64)) -> u64 {
     std::env::var(name).ok().map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
@@ -124,7 +125,7 @@ fn sample(workers: &[Worker], is_over: &AtomicBool) -> Vec<Vec<u64>> {
     samples
 }
 
-fn resident_bytes(worker: &Worker) -> u64 {
+pub(crate) fn resident_bytes(worker: &Worker) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", worker.process.id())).expect("the worker lives");
     let kilobytes =
         status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());

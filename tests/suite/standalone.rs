@@ -1,6 +1,6 @@
 //! A worker that runs alone, without a supervisor, so that a test has its process and its timeouts to itself.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 
 use codex_control::tables::Protocol;
 use e2e::home::{DEADLINE, Running, SandboxHome, binary};
@@ -50,8 +50,19 @@ impl Worker {
 
     /// Posts a request for an answer, on a connection of its own.
     pub(crate) fn ask(&self, body: &str) -> Result<Answer, String> {
-        let headers = [("authorization", self.bearer.as_str()), ("content-type", "application/json")];
-        http::request(self.address, "POST", "/v1/responses", &headers, body.as_bytes())
+        http::request(self.address, "POST", "/v1/responses", &self.headers(), body.as_bytes())
             .map_err(|error| format!("no answer: {error}"))
+    }
+
+    /// The same, with the answer still to be read.
+    pub(crate) fn post(&self, body: &str) -> Result<TcpStream, String> {
+        let sent = http::send(self.address, "POST", "/v1/responses", &self.headers(), body.as_bytes());
+        let (stream, written) = sent.map_err(|error| format!("no connection: {error}"))?;
+        written.map_err(|error| format!("not read: {error}"))?;
+        Ok(stream)
+    }
+
+    fn headers(&self) -> [(&str, &str); 2] {
+        [("authorization", self.bearer.as_str()), ("content-type", "application/json")]
     }
 }

@@ -9,6 +9,7 @@ use codex_translate::history::earlier;
 use codex_translate::reply::Outcome;
 use codex_translate::{Failure, Summary};
 use http::StatusCode;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::answer;
 use crate::worker::{Worker, now_unix_ms};
@@ -18,9 +19,16 @@ pub(crate) struct Account {
     worker: Arc<Worker>,
     pub(crate) report: RequestReport,
     /// The items of the conversation that the answer continues, where the client wants both to be kept.
-    pub(crate) conversation: Option<Vec<u8>>,
+    pub(crate) conversation: Option<Conversation>,
     started_at: Instant,
     is_reported: bool,
+}
+
+/// The items of a conversation, as JSON, separated by commas.
+pub(crate) struct Conversation {
+    pub(crate) items: Vec<u8>,
+    /// Among all that is kept for answers.
+    pub(crate) _room: OwnedSemaphorePermit,
 }
 
 impl Account {
@@ -66,12 +74,12 @@ impl Account {
 
     /// The answer has ended by itself.
     pub(crate) fn ended(&mut self, summary: &Summary) {
-        if let Some(mut conversation) = self.conversation.take()
+        if let Some(Conversation { mut items, .. }) = self.conversation.take()
             && summary.outcome == Outcome::Completed
         {
-            earlier::append(&mut conversation, &summary.output);
+            earlier::append(&mut items, &summary.output);
             let (mut earlier, now_ms) = self.worker.earlier();
-            earlier.keep(now_ms, &self.response_id(), conversation);
+            earlier.keep(now_ms, &self.response_id(), items);
         }
         if let Some(usage) = &summary.usage {
             self.report.input_tokens = Some(usage.input_tokens);

@@ -78,10 +78,10 @@ fn decompress(bytes: Vec<u8>, encoding: Option<&[u8]>, bytes_max: usize) -> Resu
     let bounded = |reader: &mut dyn Read| {
         let mut plain = Vec::new();
         reader.take(bytes_max as u64 + 1).read_to_end(&mut plain).map_err(Decompress::Damaged)?;
-        if plain.len() > bytes_max { Err(Decompress::TooLarge) } else { Ok(Bytes::from(plain)) }
+        if plain.len() > bytes_max { Err(Decompress::TooLarge) } else { Ok(exact(plain)) }
     };
     match encoding {
-        None | Some(b"identity" | b"") => Ok(Bytes::from(bytes)),
+        None | Some(b"identity" | b"") => Ok(exact(bytes)),
         Some(b"gzip") => bounded(&mut flate2::read::MultiGzDecoder::new(&bytes[..])),
         Some(b"zstd") => {
             let mut decoder = zstd::Decoder::new(&bytes[..]).map_err(Decompress::Damaged)?;
@@ -90,6 +90,12 @@ fn decompress(bytes: Vec<u8>, encoding: Option<&[u8]>, bytes_max: usize) -> Resu
         }
         Some(_) => Err(Decompress::Unknown),
     }
+}
+
+/// `bytes` without the room it has grown into: the body may be kept as long as its answer flows.
+fn exact(mut bytes: Vec<u8>) -> Bytes {
+    bytes.shrink_to_fit();
+    Bytes::from(bytes)
 }
 
 #[cfg(test)]

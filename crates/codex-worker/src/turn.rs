@@ -30,10 +30,11 @@ use codex_translate::{
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 
-use crate::account::Account;
+use crate::account::{Account, Conversation};
 use crate::answer::{self, Body, Telling};
 use crate::exhausted::Fingerprint;
 use crate::models::UnknownModel;
@@ -364,7 +365,7 @@ async fn exchange(worker: Arc<Worker>, body: Bytes, desk: Desk) -> Result<Begun,
         sheet.wants_stream = request.stream;
         sheet.account.report.request_bytes = n_bytes;
         if request.store && worker.endpoint.protocol != WireProtocol::Responses {
-            sheet.account.conversation = Some(earlier::items(body)?);
+            sheet.account.conversation = conversation(&worker, body)?;
         }
         sheet.account.report.model = request.model.clone().into_owned();
         sheet.account.report.upstream_model.clone_from(&model);
@@ -382,16 +383,31 @@ async fn exchange(worker: Arc<Worker>, body: Bytes, desk: Desk) -> Result<Begun,
         sheet.reply = Some(Box::new(reply));
     }
     let begun = attempts(&worker, &desk, &mut plan, !learned.is_empty()).await?;
-    if matches!(&begun.relay, Relay::Translated(_)) && plan.continuations_max() > 0 {
-        desk.lock().basis = Some(Basis { raw: body.clone(), target: plan.target });
+    if matches!(&begun.relay, Relay::Translated(_))
+        && plan.continuations_max() > 0
+        && let Some(room) = worker.keep(body.len())
+    {
+        desk.lock().basis = Some(Basis { raw: body.clone(), target: plan.target, room });
     }
     Ok(begun)
+}
+
+/// The conversation of a request, for the answer to be continued by a later one; `None` where there is no room for it:
+/// then the client is told that the answer is not kept when it wants to continue it.
+fn conversation(worker: &Worker, body: &[u8]) -> Result<Option<Conversation>, responses::ParseError> {
+    if body.len() > earlier::CONVERSATION_BYTES_MAX {
+        return Ok(None);
+    }
+    let Some(room) = worker.keep(body.len()) else { return Ok(None) };
+    Ok(Some(Conversation { items: earlier::items(body)?, _room: room }))
 }
 
 /// A request whose answer flows, for the rest of that answer.
 struct Basis {
     raw: Bytes,
     target: Target,
+    /// Among all that is kept for answers.
+    room: OwnedSemaphorePermit,
 }
 
 /// The rest of an answer, about to arrive.
@@ -416,7 +432,7 @@ pub(crate) async fn rest(worker: Arc<Worker>, desk: Desk, so_far: Vec<u8>) -> Re
     let (deadline, late) = plan.deadline(&worker);
     let upstream = answered(&worker, &desk, &plan, key.as_ref(), deadline).await.map_err(|_| late())??;
     let rest = Rest { decoder: protocol.decoder(&request, &plan.target), framing: plan.call.framing, upstream };
-    desk.lock().basis = Some(Basis { raw: basis.raw, target: plan.target });
+    desk.lock().basis = Some(Basis { raw: basis.raw, target: plan.target, room: basis.room });
     Ok(rest)
 }
 

@@ -10,7 +10,7 @@ use codex_control::ipc::{Assignment, FromWorker, Problem};
 use codex_control::tables::Tables;
 use codex_control::token::{self, SEAL_KEY_BYTES, TokenError};
 use codex_translate::history::earlier::Earlier;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::credential::Credential;
 use crate::exhausted::Exhausted;
@@ -19,6 +19,10 @@ use crate::local_token::LocalToken;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::upstream::Upstream;
+
+/// Most bytes of all requests together that are kept while their answers flow: some thirty of a megabyte. An answer
+/// without room just cannot be continued.
+const KEPT_BYTES_MAX: usize = 32 << 20;
 
 /// One worker. Everything in it is either constant or guards itself.
 pub(crate) struct Worker {
@@ -34,6 +38,8 @@ pub(crate) struct Worker {
     pub(crate) exhausted: Exhausted,
     /// What requests may continue. The lock protects it alone; nothing is awaited under it.
     earlier: Mutex<Earlier>,
+    /// A permit for each byte of [`KEPT_BYTES_MAX`] that is free.
+    kept: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
     pub(crate) started_at: Instant,
     /// Ends the pauses before further attempts.
@@ -70,6 +76,7 @@ impl Worker {
             learned: Learned::load(learned_file),
             exhausted: Exhausted::default(),
             earlier: Mutex::default(),
+            kept: Arc::new(Semaphore::new(KEPT_BYTES_MAX)),
             metrics: Metrics::default(),
             started_at: Instant::now(),
             retry_now: Notify::new(),
@@ -85,6 +92,12 @@ impl Worker {
     pub(crate) fn earlier(&self) -> (MutexGuard<'_, Earlier>, u64) {
         let now_ms = u64::try_from(self.started_at.elapsed().as_millis()).unwrap_or(u64::MAX);
         (self.earlier.lock().unwrap_or_else(PoisonError::into_inner), now_ms)
+    }
+
+    /// Room for `n_bytes` of a request that is kept while its answer flows, until it is dropped; `None` when all
+    /// [`KEPT_BYTES_MAX`] are taken.
+    pub(crate) fn keep(&self, n_bytes: usize) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.kept).try_acquire_many_owned(u32::try_from(n_bytes).ok()?).ok()
     }
 
     /// What keeps the endpoint from working, if anything.
