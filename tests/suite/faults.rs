@@ -222,6 +222,10 @@ fn rows(taken_port: u16) -> Rows {
     );
     let memory = |mib: u64| Signal::new(O::WorkerMemory).value(mib << 20).limit(1 << 30);
     rows.reported(F::A3, memory(1_500), 1, A::RestartProxy, memory(50));
+    // Without a worker, whose own samples would show that all is well.
+    if let Some(row) = rows.all.last_mut() {
+        row.endpoint.push_str("enabled = false\n");
+    }
     rows.process(F::A4, "SIGSTOP", A::RestartProxy, |world, id| world.kill(id, Kill::STOP), nothing);
     rows.reported(F::A5, Signal::new(O::WorkerCrashed).value(101), 1, A::RestartProxy, Signal::new(O::WorkerReady));
 
@@ -360,7 +364,7 @@ fn each_of_the_38_faults_is_seen_and_answered_rightly() {
         launched: RefCell::default(),
         asking: RefCell::default(),
     };
-    for row in rows.iter().filter(|row| row.fault != Fault::A2) {
+    for row in rows.iter().filter(|row| ![Fault::A2, Fault::A3].contains(&row.fault)) {
         world.home.wait_state(&Rows::id(row.fault), EndpointState::Running);
     }
     let mut seen: Vec<Seen> = Vec::new();
