@@ -5,7 +5,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`rig`] | the product, with systemd or without |
+//! | [`rig`](mod@rig) | the product, with systemd or without |
 //! | [`drip`] | a provider whose answers last as long as they are wanted |
 //! | [`clients`] | open streams, connections, short requests: who notices |
 //! | [`peers`] | a worker under another supervisor, for comparison |
