@@ -45,7 +45,7 @@ pub struct Profile {
     /// The levels that `reasoning_effort` may name, in no order; others become the nearest below. Empty: low, medium,
     /// high.
     pub levels: Vec<Level>,
-    /// Most tools that are taken; those least needed are left out ([`crate::tools::offer`]).
+    /// Most tools that are taken; those least needed are left out (`tools::offer`).
     pub tools_max: Option<usize>,
     /// How old reasoning goes back.
     pub replay: Replay,
