@@ -28,10 +28,11 @@ pub(super) const TOKEN_COMMAND: &str = "token";
 
 /// Time Codex gives `codexctl token`, in milliseconds: its own limit is below, so that it always prints something.
 const TOKEN_TIMEOUT_MS: u32 = 7_000;
-/// Age at which Codex asks for the token again, in milliseconds: less than the 0.2 s after which it connects again when a
-/// stream was cut, so that it asks, and wakes us, before every burst of reconnections. Measured with Codex 0.169 and
-/// everything of ours killed: at 1000 it misses the first burst after a young token, and tries again only 8 s later.
-const TOKEN_AGE_MAX_MS: u32 = 100;
+/// Age at which Codex asks for the token again, in milliseconds: the least it takes (0 would turn it off), so that it
+/// asks, and wakes us, before every request and every burst of reconnections. Measured with Codex 0.169 and everything of
+/// ours killed: with a token younger than this it spends the first burst on a closed port, and tries again only 8 s later;
+/// a command that runs tool calls asks anew within 60 ms. Asking takes 3 ms while we run.
+const TOKEN_AGE_MAX_MS: u32 = 1;
 /// Codex's own defaults, said here so that a reader sees them. The worker retries before it lets Codex see a failure.
 const REQUEST_RETRIES_MAX: u32 = 4;
 const STREAM_RETRIES_MAX: u32 = 5;
@@ -174,7 +175,7 @@ mod tests {
             request_max_retries = 4
             stream_max_retries = 5
             stream_idle_timeout_ms = 300000
-            auth = { command = "/usr/bin/codexctl", args = ["token", "zai"], timeout_ms = 7000, refresh_interval_ms = 100 }
+            auth = { command = "/usr/bin/codexctl", args = ["token", "zai"], timeout_ms = 7000, refresh_interval_ms = 1 }
             capabilities = { remote_compaction = "unsupported" }
             "#,
         )

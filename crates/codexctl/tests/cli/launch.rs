@@ -72,7 +72,7 @@ fn codex_starts_on_a_healthy_endpoint_with_everything_it_needs() {
         stream_max_retries = 5
         stream_idle_timeout_ms = 300000
         capabilities = {{ remote_compaction = "unsupported" }}
-        auth = {{ command = '''{}''', args = ["token", "zai"], timeout_ms = 7000, refresh_interval_ms = 100 }}
+        auth = {{ command = '''{}''', args = ["token", "zai"], timeout_ms = 7000, refresh_interval_ms = 1 }}
         "#,
         std::env::temp_dir().join("nowhere").display(),
         folder.join("codexctl").display()
