@@ -50,7 +50,7 @@ pub(crate) fn start(ctx: &Context, arguments: &StartArguments) -> Result<(), Fai
     if let Some(id) = &arguments.endpoint {
         return control(ctx, id, "endpoint.start");
     }
-    match daemon::find(ctx)? {
+    match daemon::find_alive(ctx)? {
         Some(mut client) => show_daemon(ctx, &mut client, "the supervisor runs already"),
         None => show_daemon(ctx, &mut daemon::start(ctx, daemon::START_TIMEOUT)?, "the supervisor runs"),
     }
