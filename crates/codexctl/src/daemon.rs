@@ -46,26 +46,12 @@ pub(crate) fn find(ctx: &Context) -> Result<Option<Client>, Failure> {
 }
 
 /// Connects to the supervisor if it runs and answers; starts nothing.
-pub(crate) fn find_alive(ctx: &Context) -> Result<Option<Client>, Failure> {
-    if would_be_woken(ctx) { Ok(None) } else { reach(ctx, START_TIMEOUT) }
-}
-
-/// Connects to the supervisor, starting it when it does not run.
-pub(crate) fn connect_or_start(ctx: &Context, timeout: Duration) -> Result<Client, Failure> {
-    if let Some(client) = reach(ctx, timeout)? {
-        return Ok(client);
-    }
-    output::note("the supervisor is not running: starting it");
-    start(ctx, timeout)
-}
-
-/// Connects to the supervisor if it lives.
 ///
 /// A connection alone proves nothing: where a supervisor was killed while it started a worker, the child has its socket
 /// for a moment, accepts, and closes all when it becomes the worker. So it is asked once.
-fn reach(ctx: &Context, timeout: Duration) -> Result<Option<Client>, Failure> {
-    let Some(mut client) = Client::connect(&ctx.paths.control_socket())? else { return Ok(None) };
-    match client.call_raw("daemon.status", (), timeout) {
+pub(crate) fn find_alive(ctx: &Context) -> Result<Option<Client>, Failure> {
+    let Some(mut client) = find(ctx)? else { return Ok(None) };
+    match client.call_raw("daemon.status", (), START_TIMEOUT) {
         Ok(_) | Err(CallError::Refused(_)) => Ok(Some(client)),
         // Whoever only is silent still has the socket.
         Err(CallError::Lost(failure)) => match Client::connect(&ctx.paths.control_socket())? {
@@ -73,6 +59,15 @@ fn reach(ctx: &Context, timeout: Duration) -> Result<Option<Client>, Failure> {
             None => Ok(None),
         },
     }
+}
+
+/// Connects to the supervisor, starting it when it does not run.
+pub(crate) fn connect_or_start(ctx: &Context, timeout: Duration) -> Result<Client, Failure> {
+    if let Some(client) = Client::connect(&ctx.paths.control_socket())? {
+        return Ok(client);
+    }
+    output::note("the supervisor is not running: starting it");
+    start(ctx, timeout)
 }
 
 /// Starts the supervisor and waits until it answers.
