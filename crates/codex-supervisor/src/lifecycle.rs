@@ -265,6 +265,12 @@ impl Lifecycle {
         })
     }
 
+    /// Whether the worker that serves is to be replaced by another one.
+    pub(crate) fn is_replacing(&self) -> bool {
+        let serving = self.serving().and_then(|generation| self.workers.get(&generation));
+        self.wanted == Wanted::Serve && serving.is_some_and(|worker| worker.revision != self.revision)
+    }
+
     /// Number of the latest worker.
     pub(crate) fn generation(&self) -> u64 {
         self.generation

@@ -4,14 +4,22 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use codex_control::files::PRIVATE_FILE_MODE;
+use codex_control::process::Process;
 use codex_control::report::Hinted;
 
 /// Tries to get at a lock file that another supervisor removes at the same moment.
 const TRIES_MAX: u32 = 16;
 /// Longest content of a lock file that is read: a pid and a line end.
 const CONTENT_BYTES_MAX: u64 = 64;
+/// Time for a lock that outlives its holder: where a supervisor was killed while it started a worker, the child has the
+/// lock until it becomes the worker.
+const LEFT_BEHIND_WITHIN: Duration = Duration::from_secs(1);
+/// Time between two looks at such a lock.
+const LEFT_BEHIND_PAUSE: Duration = Duration::from_millis(5);
 
 /// Held as long as the supervisor lives; the file goes with it.
 #[derive(Debug)]
@@ -52,8 +60,24 @@ impl Hinted for LockError {
 /// Takes the lock at `path` and writes our pid into it.
 ///
 /// # Errors
-/// [`LockError::Held`] at once, without waiting, if another process has it.
+/// [`LockError::Held`] at once if another supervisor has it, and after [`LEFT_BEHIND_WITHIN`] if the one that has taken
+/// it has ended.
 pub(crate) fn take(path: &Path) -> Result<Lock, LockError> {
+    let given_up_at = Instant::now() + LEFT_BEHIND_WITHIN;
+    loop {
+        let held = match try_take(path) {
+            Err(LockError::Held { pid: Some(pid) }) => pid,
+            taken => return taken,
+        };
+        let has_ended = Process::open(held).map_or(true, |holder| holder.has_ended());
+        if !has_ended || Instant::now() >= given_up_at {
+            return Err(LockError::Held { pid: Some(held) });
+        }
+        thread::sleep(LEFT_BEHIND_PAUSE);
+    }
+}
+
+fn try_take(path: &Path) -> Result<Lock, LockError> {
     let error = |source| LockError::File { path: path.to_owned(), source };
     for _ in 0..TRIES_MAX {
         let mut file = OpenOptions::new()
@@ -110,6 +134,30 @@ mod tests {
         drop(first);
         assert!(!path.exists());
         drop(take(&path).unwrap());
+    }
+
+    #[test]
+    fn a_lock_that_outlives_its_holder_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let ended = std::process::Command::new("true").spawn().and_then(|mut child| child.wait().map(|_| child.id()));
+        fs::write(&path, format!("{}\n", ended.unwrap())).unwrap();
+        let left = File::open(&path).unwrap();
+        left.lock().unwrap();
+        let asked_at = Instant::now();
+        assert!(matches!(take(&path), Err(LockError::Held { .. })), "it is not taken from anybody");
+        assert!(asked_at.elapsed() >= LEFT_BEHIND_WITHIN);
+        let taken = thread::scope(|scope| {
+            let taking = scope.spawn(|| take(&path));
+            drop(left);
+            taking.join().unwrap()
+        });
+        drop(taken.unwrap());
+        // One that lives is told at once.
+        let _first = take(&path).unwrap();
+        let asked_at = Instant::now();
+        take(&path).unwrap_err();
+        assert!(asked_at.elapsed() < LEFT_BEHIND_WITHIN);
     }
 
     #[test]

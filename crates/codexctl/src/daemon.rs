@@ -46,12 +46,18 @@ pub(crate) fn find(ctx: &Context) -> Result<Option<Client>, Failure> {
 }
 
 /// Connects to the supervisor if it runs and answers; starts nothing.
+pub(crate) fn find_alive(ctx: &Context) -> Result<Option<Client>, Failure> {
+    if would_be_woken(ctx) { Ok(None) } else { answering(ctx, START_TIMEOUT) }
+}
+
+/// Connects to the supervisor if somebody answers there within `timeout`.
 ///
 /// A connection alone proves nothing: where a supervisor was killed while it started a worker, the child has its socket
-/// for a moment, accepts, and closes all when it becomes the worker. So it is asked once.
-pub(crate) fn find_alive(ctx: &Context) -> Result<Option<Client>, Failure> {
-    let Some(mut client) = find(ctx)? else { return Ok(None) };
-    match client.call_raw("daemon.status", (), START_TIMEOUT) {
+/// for a moment, accepts, and closes all when it becomes the worker.
+fn answering(ctx: &Context, timeout: Duration) -> Result<Option<Client>, Failure> {
+    let Some(mut client) = Client::connect(&ctx.paths.control_socket())? else { return Ok(None) };
+    match client.call_raw("daemon.status", (), timeout) {
+        // An error is an answer, too: it runs.
         Ok(_) | Err(CallError::Refused(_)) => Ok(Some(client)),
         // Whoever only is silent still has the socket.
         Err(CallError::Lost(failure)) => match Client::connect(&ctx.paths.control_socket())? {
@@ -86,13 +92,9 @@ pub(crate) fn start(ctx: &Context, timeout: Duration) -> Result<Client, Failure>
     let mut given_up_at = deadline;
     let mut watched = started.as_ref();
     loop {
-        if let Some(mut client) = Client::connect(&ctx.paths.control_socket())? {
-            let left = deadline.saturating_duration_since(Instant::now());
-            return match client.call_raw("daemon.status", (), left) {
-                // An error is an answer, too: it runs.
-                Ok(_) | Err(CallError::Refused(_)) => Ok(client),
-                Err(CallError::Lost(failure)) => Err(failure),
-            };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if let Some(client) = answering(ctx, left)? {
+            return Ok(client);
         }
         if Instant::now() >= given_up_at {
             let what = if started.is_some() && watched.is_none() {
@@ -117,7 +119,7 @@ pub(crate) fn start(ctx: &Context, timeout: Duration) -> Result<Client, Failure>
 /// Starts a supervisor that belongs to nobody, and holds it until it answers.
 ///
 /// A program in between makes the session ([`detach`]) and ends at once, so that the supervisor is no child of ours:
-/// `launch cli` becomes Codex in this very process, which would be its parent then.
+/// `launch` stays as long as Codex does, and ends what its children leave behind.
 fn spawn(timeout: Duration) -> Result<Process, Failure> {
     let failed = |reason: String| Failure::unreachable(format!("the supervisor cannot be started: {reason}"));
     let own = program::own_path().map_err(|error| failed(error.to_string()))?;

@@ -1,6 +1,6 @@
 //! What a command prints: data on stdout, everything else on stderr, each for a person or as JSON.
 
-use std::io::{self, Write};
+use std::io::{self, BufRead, Write};
 
 use serde::Serialize;
 use serde_json::json;
@@ -51,6 +51,15 @@ impl Output {
             }
         }
     }
+}
+
+/// Asks the person a question that is answered by yes or no; everything but a yes is a no.
+pub(crate) fn ask(question: &str) -> Result<bool, Failure> {
+    let mut answer = String::new();
+    let _ = write!(io::stderr(), "{question} [y/N] "); // without the question there is still the answer
+    let read = io::stdin().lock().read_line(&mut answer);
+    read.map_err(|error| Failure::new(format!("no answer can be read: {error}")))?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// Prints `text`, with a line break at its end if it has none.

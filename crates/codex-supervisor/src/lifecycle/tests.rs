@@ -248,7 +248,9 @@ fn a_change_serves_all_the_time() {
     bench.lifecycle.change();
     assert_eq!(bench.commands(), [Command::Spawn { generation: 2 }]);
     assert_eq!(bench.lifecycle.phase(), Phase::Serving(1), "the old one serves until the new one is ready");
+    assert!(bench.lifecycle.is_replacing());
     bench.ready(2);
+    assert!(!bench.lifecycle.is_replacing());
     let commands = bench.commands();
     assert_eq!(commands, [Command::Drain { generation: 1, within: HANDOVER_WITHIN }, Command::Probe { generation: 2 }]);
     assert_eq!(bench.lifecycle.phase(), Phase::Serving(2));

@@ -306,6 +306,8 @@ impl Supervisor {
         };
         let broken = |message: String, hint: Option<String>| Some(RpcError::new(code::BROKEN, message, hint));
         match managed.state(&self.services) {
+            // The next worker may well have the key that the one before misses.
+            (EndpointState::Broken, _) if managed.is_replacing() && now < waiter.deadline => None,
             (EndpointState::Broken, Some(Problem { message, hint })) => broken(message, hint),
             (EndpointState::Stopped, _) => {
                 broken(format!("the endpoint `{id}` is stopped"), Some(format!("`codexctl start {id}` starts it")))

@@ -992,6 +992,11 @@ impl Managed {
         services.status_is_outdated = true;
     }
 
+    /// Whether the worker that serves is to be replaced: what it says of itself is no answer to what comes next.
+    pub(super) fn is_replacing(&self) -> bool {
+        self.lifecycle.is_replacing()
+    }
+
     /// For `daemon.status` and the like.
     pub(super) fn status(&self, services: &Services) -> EndpointStatus {
         let resolved = self.planned.resolved.as_ref().ok();

@@ -194,6 +194,10 @@ fn a_worker_that_finds_a_problem_makes_its_endpoint_broken() {
     let status = supervisor.endpoint("a");
     assert_eq!((&status["state"], &status["problem"]["hint"]), (&json!("broken"), &json!("store one")));
     assert!(status["worker_pid"].is_u64(), "it answers for itself");
+    // Whoever asks while that one is replaced waits for the next one.
+    supervisor.call("endpoint.set", json!({ "id": "a", "key": "name", "value": "mended" }));
+    supervisor.wake("a");
+    assert_eq!(supervisor.endpoint("a")["state"], "running");
     supervisor.stop();
 }
 

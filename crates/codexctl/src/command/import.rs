@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, BufRead, IsTerminal, Write as _};
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use codex_control::files::{self, PRIVATE_FILE_MODE};
@@ -121,7 +121,7 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
         output::plain(&shown(&path, &incoming, &plan))?;
     }
     let differing = plan.endpoints.iter().chain(&plan.tables).filter(|fate| **fate == Fate::Kept).count();
-    if differing > 0 && may_ask && ask(&format!("replace the {differing} that differ?"))? {
+    if differing > 0 && may_ask && output::ask(&format!("replace the {differing} that differ?"))? {
         plan = self::plan(ctx, &incoming, true)?;
     }
     let is_change = plan.before.as_deref().unwrap_or_default() != plan.settings.as_bytes()
@@ -150,7 +150,7 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
         if !may_ask {
             return Err(Failure::new("nothing was changed: there is nobody to ask").hint("add `--yes`, or `--dry-run`"));
         }
-        if !ask("import this?")? {
+        if !output::ask("import this?")? {
             return Err(Failure::new("nothing was changed"));
         }
     }
@@ -345,14 +345,6 @@ fn put_back(ctx: &Context, before: Before) {
     if let Some(failure) = failure {
         ctx.output.warn(&format!("something that was written could not be put back: {failure}"), None);
     }
-}
-
-fn ask(question: &str) -> Result<bool, Failure> {
-    let mut answer = String::new();
-    let _ = write!(io::stderr(), "{question} [y/N] "); // without the question there is still the answer
-    let read = io::stdin().lock().read_line(&mut answer);
-    read.map_err(|error| Failure::new(format!("no answer can be read: {error}")))?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 fn shown(path: &Path, incoming: &Incoming, plan: &Plan) -> String {

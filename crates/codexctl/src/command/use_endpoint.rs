@@ -2,7 +2,7 @@
 //!
 //! The one command that asks before it changes a file that is not ours; what it changes is shown first.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 
 use codex_control::EndpointId;
 use codex_control::codex_config::{CodexConfig, Holder};
@@ -72,9 +72,5 @@ fn is_confirmed(config: &CodexConfig) -> Result<bool, Failure> {
         let what = format!("`{}` would be changed, and nobody can be asked", config.path().display());
         return Err(Failure::new(what).hint("say `--yes` if you mean it"));
     }
-    let mut answer = String::new();
-    let _ = write!(io::stderr(), "change it? [y/N] "); // without the question there is still the answer
-    let read = io::stdin().read_line(&mut answer);
-    read.map_err(|error| Failure::new(format!("no answer can be read: {error}")))?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    output::ask("change it?")
 }

@@ -1,6 +1,6 @@
 //! `codexctl endpoint rm ENDPOINT`
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 
 use codex_control::credentials;
 use codex_control::rpc::{EndpointDetail, EndpointParams};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::client::CALL_TIMEOUT;
 use crate::command::EndpointArgument;
 use crate::failure::Failure;
-use crate::{Context, daemon};
+use crate::{Context, daemon, output};
 
 /// Removes an endpoint and its stored key
 #[derive(Clone, Debug, clap::Args)]
@@ -48,11 +48,5 @@ fn is_confirmed(what: &str) -> Result<bool, Failure> {
         return Err(Failure::new(format!("{what} would be removed, and nobody can be asked"))
             .hint("say `--yes` if you mean it"));
     }
-    let mut answer = String::new();
-    let _ = write!(io::stderr(), "remove {what}? [y/N] "); // without the question there is still the answer
-    io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .map_err(|error| Failure::new(format!("no answer can be read: {error}")))?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    output::ask(&format!("remove {what}?"))
 }
