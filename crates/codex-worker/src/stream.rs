@@ -27,6 +27,13 @@ use crate::{answer, upstream};
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// Bytes gathered into one write, when the provider delivers faster than that.
 const WRITE_BYTES_MAX: usize = 64 * 1024;
+/// Where small pieces keep following each other faster than this, this long is waited before the provider is read
+/// again: each write costs as much as translating dozens of events, and nobody reads five hundred words in a second.
+const GATHER_TIME: Duration = Duration::from_millis(2);
+/// So many such pieces in a row are written at once: an answer that is short, or has just begun, is not put off.
+const GATHER_AFTER: u32 = 8;
+/// A piece of this size and more is worth a write of its own.
+const GATHER_BYTES: usize = 4 * 1024;
 /// Time for the last bytes of a finished upstream answer, so that its connection can be used again.
 const TAIL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pieces of it that are read without waiting: a usage or two, the end marker, the end of the body.
@@ -110,9 +117,30 @@ pub(crate) struct TurnStream {
     idle_timeout: Duration,
     active_at: Instant,
     keepalive_at: Instant,
+    /// When the next of these is due: what follows is read, a keepalive is sent, the provider has been silent too long.
     timer: Pin<Box<Sleep>>,
+    /// The provider is not read before the timer has run down.
+    is_gathering: bool,
+    pace: Pace,
     drain: Drain,
     expired: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+/// How fast the provider sends pieces.
+#[derive(Default)]
+struct Pace {
+    /// Small ones that followed each other fast, the last one included.
+    n_quick: u32,
+}
+
+impl Pace {
+    /// How long the provider is not read after a piece of `n_bytes` that came so long `after` the one before.
+    fn pause(&mut self, after: Duration, n_bytes: usize) -> Option<Duration> {
+        // Twice: the time that was waited for a fuller piece does not make a slow provider.
+        let is_quick = n_bytes < GATHER_BYTES && after < 2 * GATHER_TIME;
+        self.n_quick = if is_quick { self.n_quick.saturating_add(1) } else { 0 };
+        (self.n_quick >= GATHER_AFTER).then_some(GATHER_TIME)
+    }
 }
 
 enum State {
@@ -149,6 +177,8 @@ impl TurnStream {
             active_at: now,
             keepalive_at: now + KEEPALIVE_INTERVAL,
             timer: Box::pin(tokio::time::sleep(KEEPALIVE_INTERVAL.min(idle_timeout))),
+            is_gathering: false,
+            pace: Pace::default(),
             expired: Box::pin({
                 let drain = drain.clone();
                 async move { drain.expired().await }
@@ -168,6 +198,10 @@ impl TurnStream {
         if self.drain.has_begun() && !matches!(self.state, State::Ended) && self.expired.as_mut().poll(ctx).is_ready() {
             self.end(EndCause::Failed(turn::being_replaced()), &mut out);
         }
+        if self.is_gathering && out.is_empty() && !matches!(self.state, State::Ended) {
+            std::task::ready!(self.timer.as_mut().poll(ctx));
+            self.is_gathering = false;
+        }
         // The clock is read once, not for each event.
         let mut is_active = false;
         while out.len() < WRITE_BYTES_MAX {
@@ -183,8 +217,15 @@ impl TurnStream {
             is_active = true;
         }
         if is_active {
-            self.active_at = Instant::now();
+            let since = std::mem::replace(&mut self.active_at, Instant::now());
             self.keepalive_at = self.active_at + KEEPALIVE_INTERVAL;
+            let is_flowing = matches!(self.state, State::Flowing(..));
+            if let Some(pause) = self.pace.pause(self.active_at.duration_since(since), out.len())
+                && is_flowing
+            {
+                self.is_gathering = true;
+                self.timer.as_mut().reset(self.active_at + pause);
+            }
         }
         if out.is_empty() {
             self.poll_clock(ctx, &mut out);
@@ -353,4 +394,29 @@ pub(crate) fn read_tail(mut upstream: Answer) {
         }
     }
     tokio::spawn(tokio::time::timeout(TAIL_TIMEOUT, async move { while let Some(Ok(_)) = upstream.frame().await {} }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pauses(pieces: impl IntoIterator<Item = (Duration, usize)>) -> Vec<bool> {
+        let mut pace = Pace::default();
+        pieces.into_iter().map(|(after, n_bytes)| pace.pause(after, n_bytes).is_some()).collect()
+    }
+
+    #[test]
+    fn only_many_small_pieces_in_a_row_are_gathered() {
+        let quick = (GATHER_TIME / 2, 200);
+        let all = pauses([quick; 20]);
+        assert_eq!(all.iter().position(|is_paused| *is_paused), Some(GATHER_AFTER as usize - 1));
+        assert!(all[GATHER_AFTER as usize..].iter().all(|is_paused| *is_paused));
+        assert!(
+            !pauses([(Duration::ZERO, GATHER_BYTES); 100]).contains(&true),
+            "large ones cost little for what they are"
+        );
+        assert!(!pauses([(2 * GATHER_TIME, 200); 100]).contains(&true), "slow ones are sent as they come");
+        let interrupted = [quick; 20].into_iter().chain([(3 * GATHER_TIME, 200)]).chain([quick; 3]);
+        assert_eq!(pauses(interrupted)[20..], [false; 4]);
+    }
 }
