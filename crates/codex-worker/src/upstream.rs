@@ -38,8 +38,8 @@ pub(crate) struct Upstream {
     base_url: String,
     auth: AuthKind,
     headers: Vec<(HeaderName, HeaderValue)>,
-    /// Between us and the provider, where the environment says so.
-    proxy: Option<Intercept>,
+    /// Between us and the provider, where the environment says so, as far as it can be understood.
+    proxy: Result<Option<Intercept>, UnreadableProxy>,
     connect_timeout: Duration,
     connections: OnceCell<Arc<Connections>>,
 }
@@ -166,7 +166,10 @@ impl Upstream {
         http.enforce_http(false);
         let config = tokio::task::spawn_blocking(tls_config).await.map_err(|error| network(&error.to_string()))??;
         let https = HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1();
-        let Some(proxy) = &self.proxy else { return Ok(Connections::new(Connector::Tls(https.wrap_connector(http)))) };
+        let proxy = self.proxy.as_ref().map_err(|UnreadableProxy| {
+            network("HTTPS_PROXY holds no address of a proxy; say `http://HOST:PORT` there, or unset it")
+        })?;
+        let Some(proxy) = proxy else { return Ok(Connections::new(Connector::Tls(https.wrap_connector(http)))) };
         if proxy.uri().scheme_str() != Some("http") {
             // Anything else would be shown its password in the clear, and not understand it.
             let (scheme, name) = (proxy.uri().scheme_str().unwrap_or_default(), proxy_name(proxy));
@@ -197,7 +200,8 @@ impl Upstream {
             }
             next = cause.source();
         }
-        let through = self.proxy.as_ref().map(|proxy| format!(" through the proxy `{}`", proxy_name(proxy)));
+        let proxy = self.proxy.as_ref().ok().and_then(Option::as_ref);
+        let through = proxy.map(|proxy| format!(" through the proxy `{}`", proxy_name(proxy)));
         let through = through.unwrap_or_default();
         broken(trouble, &format!("the provider at {} {what}{through}{causes}", self.base_url))
     }
@@ -214,17 +218,26 @@ fn host(uri: &Uri) -> Option<HeaderValue> {
     host.ok()
 }
 
+/// `HTTPS_PROXY` holds something that is no URL of a proxy. It is not kept: a password may be in it.
+#[derive(Debug)]
+struct UnreadableProxy;
+
 /// The proxy to the provider at `base_url`: `HTTPS_PROXY`, unless `NO_PROXY` names the provider or it is on this machine.
-fn proxy(base_url: &str, environment: &Environment) -> Option<Intercept> {
-    let uri: Uri = base_url.parse().ok()?;
-    let host = uri.host()?.trim_matches(['[', ']']);
+fn proxy(base_url: &str, environment: &Environment) -> Result<Option<Intercept>, UnreadableProxy> {
+    let Ok(uri) = base_url.parse::<Uri>() else { return Ok(None) };
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let is_here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-    if is_here {
-        return None;
+    if is_here || uri.scheme_str() != Some("https") {
+        return Ok(None);
     }
     let first = |names: [&str; 2]| names.into_iter().find_map(|name| environment.get_str(name)).unwrap_or_default();
-    let matcher = Matcher::builder().https(first(environment::HTTPS_PROXY)).no(first(environment::NO_PROXY)).build();
-    matcher.intercept(&uri)
+    let (named, spared) = (first(environment::HTTPS_PROXY).trim(), first(environment::NO_PROXY));
+    let matcher = |spared: &str| Matcher::builder().https(named).no(spared).build();
+    // The matcher passes over what it cannot read as if nothing had been said.
+    if !named.is_empty() && matcher("").intercept(&uri).is_none() {
+        return Err(UnreadableProxy);
+    }
+    Ok(matcher(spared).intercept(&uri))
 }
 
 /// The host and the port of a proxy. Not the authority of its URL: behind a stray `@` that holds a part of its password.
@@ -316,13 +329,21 @@ mod tests {
             ("https://localhost/v1", false),
             ("https://[::1]:9/v1", false),
         ] {
-            let proxy = proxy(base_url, &environment);
+            let proxy = proxy(base_url, &environment).unwrap();
             assert_eq!(proxy.is_some(), is_proxied, "{base_url}");
             if let Some(proxy) = proxy {
                 assert_eq!(proxy.uri().host(), Some("proxy.lan"));
                 assert!(proxy.basic_auth().is_some());
             }
         }
-        assert!(proxy("https://api.example.com/v1", &Environment::default()).is_none());
+        let far = "https://api.example.com/v1";
+        assert!(proxy(far, &Environment::default()).unwrap().is_none());
+        for unreadable in ["proxy lan", "http://", "http://user:pass@"] {
+            let environment: Environment = [("HTTPS_PROXY", unreadable)].into_iter().collect();
+            assert!(proxy(far, &environment).is_err(), "{unreadable}");
+            assert!(proxy("https://localhost/v1", &environment).is_ok());
+        }
+        let empty: Environment = [("HTTPS_PROXY", " ")].into_iter().collect();
+        assert!(proxy(far, &empty).unwrap().is_none());
     }
 }

@@ -283,3 +283,12 @@ fn a_proxy_of_another_kind_is_a_plain_error() {
         assert_without_password(&worker.log());
     }
 }
+
+#[test]
+fn a_proxy_that_cannot_be_understood_is_a_plain_error() {
+    let worker = Worker::start(&format!("http://aladdin:{PASSWORD}@"));
+    let answer = worker.ask();
+    assert!(answer.contains("HTTPS_PROXY holds no address of a proxy; say `http://HOST:PORT` there"), "{answer}");
+    assert_without_password(&answer);
+    assert_without_password(&worker.log());
+}
