@@ -13,6 +13,7 @@
 //! | [`provider`] | a provider of any wire protocol that follows a script and refuses malformed requests |
 //! | [`codex`] | runs the pinned Codex CLI and reads what it did |
 //! | [`http`] | a plain blocking HTTP client, to say wrong things on purpose |
+//! | [`requests`] | reads requests for providers that are written for a measurement |
 //! | [`leftovers`] | finds processes by the home they were started in |
 //! | [`until`] | waits for a condition with a deadline |
 
@@ -21,4 +22,5 @@ pub mod home;
 pub mod http;
 pub mod leftovers;
 pub mod provider;
+pub mod requests;
 pub mod until;

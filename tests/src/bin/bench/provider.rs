@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use e2e::requests;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::load;
@@ -116,27 +117,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
 
 async fn serve(mut stream: TcpStream, provider: &Provider) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
-    let mut pending = Vec::with_capacity(64 * 1024);
-    loop {
-        let head_end = loop {
-            if let Some(at) = pending.windows(4).position(|window| window == b"\r\n\r\n") {
-                break at + 4;
-            }
-            if stream.read_buf(&mut pending).await? == 0 {
-                return Ok(());
-            }
-        };
-        let head = String::from_utf8_lossy(&pending[..head_end]).to_ascii_lowercase();
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
-        let is_chunked = head.contains("transfer-encoding: chunked");
-        let end = head_end + length.unwrap_or_default();
-        pending.reserve(end.saturating_sub(pending.len()));
-        while if is_chunked { !pending.ends_with(b"\r\n0\r\n\r\n") } else { pending.len() < end } {
-            if stream.read_buf(&mut pending).await? == 0 {
-                return Ok(());
-            }
-        }
-        let end = if is_chunked { pending.len() } else { end };
+    let mut pending = Vec::new();
+    while let Some(request) = requests::next(&mut stream, &mut pending).await? {
+        let head = &request.head;
         if head.starts_with("get ") {
             let body = if head.starts_with("get /recorded ") {
                 provider.recorded.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -151,9 +134,9 @@ async fn serve(mut stream: TcpStream, provider: &Provider) -> std::io::Result<()
             stream.write_all(&[head.as_bytes(), &body].concat()).await?;
         } else {
             if provider.is_recording.swap(false, Relaxed) {
-                *provider.recorded.lock().unwrap_or_else(PoisonError::into_inner) = pending[head_end..end].to_vec();
+                *provider.recorded.lock().unwrap_or_else(PoisonError::into_inner) = request.body().to_vec();
             }
-            match Script::of(&pending[head_end..end]) {
+            match Script::of(request.body()) {
                 Script::Short => {
                     stream.write_all(&provider.short[0]).await?;
                     stream.write_all(&provider.short[1]).await?;
@@ -164,10 +147,10 @@ async fn serve(mut stream: TcpStream, provider: &Provider) -> std::io::Result<()
             }
         }
         if head.contains("connection: close") {
-            return Ok(());
+            break;
         }
-        pending.drain(..end);
     }
+    Ok(())
 }
 
 /// Writes a paced answer from a thread of its own: the runtime's clock ticks in milliseconds.

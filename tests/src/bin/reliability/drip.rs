@@ -3,7 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use e2e::requests;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -55,26 +56,9 @@ impl Drip {
 async fn serve(mut stream: TcpStream, mut enough: watch::Receiver<bool>) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut pending = Vec::new();
-    loop {
-        let head_end = loop {
-            if let Some(at) = pending.windows(4).position(|window| window == b"\r\n\r\n") {
-                break at + 4;
-            }
-            if stream.read_buf(&mut pending).await? == 0 {
-                return Ok(());
-            }
-        };
-        let head = String::from_utf8_lossy(&pending[..head_end]).to_ascii_lowercase();
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
-        let end = head_end + length.unwrap_or_default();
-        while pending.len() < end {
-            if stream.read_buf(&mut pending).await? == 0 {
-                return Ok(());
-            }
-        }
-        let is_short = pending[..end].windows(SHORT.len()).any(|window| window == SHORT);
-        pending.drain(..end);
-        if head.starts_with("get ") {
+    while let Some(request) = requests::next(&mut stream, &mut pending).await? {
+        let is_short = request.body().windows(SHORT.len()).any(|window| window == SHORT);
+        if request.head.starts_with("get ") {
             let body = r#"{"object":"list","data":[{"id":"scripted","object":"model"}]}"#;
             let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length";
             stream.write_all(format!("{head}: {}\r\n\r\n{body}", body.len()).as_bytes()).await?;
@@ -93,6 +77,7 @@ async fn serve(mut stream: TcpStream, mut enough: watch::Receiver<bool>) -> std:
         }
         stream.write_all((chunk("{}", "\"stop\"") + "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n").as_bytes()).await?;
     }
+    Ok(())
 }
 
 fn chunk(delta: &str, finish: &str) -> String {
