@@ -60,6 +60,28 @@ pub const WAKE_TIMEOUT_MS_MAX: u64 = 60_000;
 
 /// The `jsonrpc` member.
 pub const JSONRPC: &str = "2.0";
+/// Methods that may be called again when nobody knows whether they were carried out: they only look, or say what should
+/// be, which is the same when it is said twice.
+pub const REPEATABLE: &[&str] = &[
+    "daemon.status",
+    "daemon.reload",
+    "endpoint.list",
+    "endpoint.show",
+    "endpoint.start",
+    "endpoint.stop",
+    "endpoint.wake",
+    "usage.show",
+    "session.attach",
+    "session.list",
+    "config.show",
+    "incident.list",
+    "incident.show",
+    "incident.counts",
+    "incident.simulate",
+    "incident.store",
+    "action.list",
+    "monitor.show",
+];
 
 /// A call. Without `id` it is a notification and gets no answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,8 +1,12 @@
 //! The supervisor's JSON-RPC, over blocking sockets: a command makes one or two calls and ends.
+//!
+//! A call can meet a supervisor that is just dying: the connection is made, and ends without an answer. Then it is made
+//! once more over a new one, if the old one shows that nobody has read it, or if it may be carried out twice
+//! ([`rpc::REPEATABLE`]). Of any other call nobody can say what has become of it, and that is what the person is told.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use codex_control::rpc::{self, Event, Request, Response, RpcError};
@@ -20,14 +24,19 @@ pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before a full accept queue is tried again.
 const CONNECT_PAUSE: Duration = Duration::from_millis(10);
+/// Time for the next supervisor to be there, when one has ended under a call.
+const RECONNECT_WITHIN: Duration = Duration::from_secs(1);
 /// Bytes read at once; most answers fit.
 const READ_BYTES: usize = 16 * 1024;
 
 /// A connection to the supervisor.
 pub(crate) struct Client {
+    path: PathBuf,
     stream: UnixStream,
     received: Vec<u8>,
     calls: u64,
+    /// Whether events arrive over this connection, which another one would not bring.
+    is_subscribed: bool,
 }
 
 /// Why a call has no result.
@@ -37,6 +46,24 @@ pub(crate) enum CallError {
     Refused(RpcError),
     /// There was no answer, or none that could be understood.
     Lost(Failure),
+}
+
+/// Why there is no answer over this connection.
+enum Lost {
+    /// It has ended, and what was sent last was not read by anybody.
+    Unread(Failure),
+    /// It has ended.
+    Ended(Failure),
+    /// It is of no use, though it may not have ended.
+    Useless(Failure),
+}
+
+impl From<Lost> for Failure {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Unread(failure) | Lost::Ended(failure) | Lost::Useless(failure) => failure,
+        }
+    }
 }
 
 impl From<CallError> for Failure {
@@ -68,7 +95,8 @@ impl Client {
                 Ok(()) => {
                     let stream = UnixStream::from(socket);
                     stream.set_nonblocking(false).map_err(failed)?;
-                    return Ok(Some(Self { stream, received: Vec::new(), calls: 0 }));
+                    let path = path.to_owned();
+                    return Ok(Some(Self { path, stream, received: Vec::new(), calls: 0, is_subscribed: false }));
                 }
                 Err(rustix::io::Errno::NOENT | rustix::io::Errno::CONNREFUSED | rustix::io::Errno::NOTDIR) => {
                     return Ok(None);
@@ -102,24 +130,74 @@ impl Client {
         timeout: Duration,
     ) -> Result<Value, CallError> {
         let deadline = Instant::now() + timeout;
+        let params = serde_json::to_value(params).map_err(|error| CallError::Lost(Failure::from_error(&error)))?;
+        let may_repeat = rpc::REPEATABLE.contains(&method) && !self.is_subscribed;
+        let answer = match self.ask(method, &params, deadline) {
+            Err(Lost::Unread(_)) if !self.is_subscribed && self.reconnect(deadline) => {
+                self.ask(method, &params, deadline)
+            }
+            Err(Lost::Ended(_)) if may_repeat && self.reconnect(deadline) => self.ask(method, &params, deadline),
+            answer => answer,
+        };
+        answer.map_err(|lost| match lost {
+            Lost::Ended(_) if !may_repeat => CallError::Lost(
+                Failure::unreachable(format!(
+                    "the supervisor ended before it answered; nobody knows whether `{method}` was carried out"
+                ))
+                .hint("`codexctl status` shows how things are now; `codexctl logs` says why it ended"),
+            ),
+            lost => CallError::Lost(lost.into()),
+        })?
+    }
+
+    /// Calls `daemon.status` over this very connection: says whether somebody answers there.
+    pub(crate) fn is_answered(&mut self, timeout: Duration) -> Result<(), Failure> {
+        // An error is an answer, too.
+        self.ask("daemon.status", &Value::Null, Instant::now() + timeout).map(drop).map_err(Failure::from)
+    }
+
+    /// Makes one call over this connection: what the supervisor says, if it says anything.
+    fn ask(&mut self, method: &str, params: &Value, deadline: Instant) -> Result<Result<Value, CallError>, Lost> {
         self.calls += 1;
         let id = Value::from(self.calls);
-        let params = serde_json::to_value(params).map_err(|error| CallError::Lost(Failure::from_error(&error)))?;
-        let request =
-            Request { jsonrpc: rpc::JSONRPC.to_owned(), id: Some(id.clone()), method: method.to_owned(), params };
-        self.send(&request, timeout).map_err(CallError::Lost)?;
+        let request = Request {
+            jsonrpc: rpc::JSONRPC.to_owned(),
+            id: Some(id.clone()),
+            method: method.to_owned(),
+            params: params.clone(),
+        };
+        self.send(&request, deadline)?;
         loop {
-            let value = self.receive(Some(deadline)).map_err(CallError::Lost)?;
+            let value = self.receive(Some(deadline))?;
             if value.get("method").is_some() {
                 continue; // a notification of an earlier subscription
             }
-            let response: Response = serde_json::from_value(value).map_err(|error| CallError::Lost(foreign(&error)))?;
+            let response: Response = serde_json::from_value(value).map_err(|error| Lost::Useless(foreign(&error)))?;
             return match (response.error, response.result) {
-                (Some(error), _) => Err(CallError::Refused(error)),
+                (Some(error), _) => Ok(Err(CallError::Refused(error))),
                 // An answer without our id concerns a line of ours that could not be read; there is only this one.
-                (None, result) if response.id == id => Ok(result.unwrap_or_default()),
+                (None, result) if response.id == id => {
+                    self.is_subscribed |= method == "events.subscribe";
+                    Ok(Ok(result.unwrap_or_default()))
+                }
                 (None, _) => continue,
             };
+        }
+    }
+
+    /// Connects to the next supervisor, if there is one soon.
+    fn reconnect(&mut self, deadline: Instant) -> bool {
+        let deadline = deadline.min(Instant::now() + RECONNECT_WITHIN);
+        loop {
+            match Self::connect(&self.path) {
+                Ok(Some(next)) => {
+                    *self = next;
+                    return true;
+                }
+                Ok(None) if Instant::now() < deadline => pause(CONNECT_PAUSE),
+                // What happened to the first connection says more.
+                Ok(None) | Err(_) => return false,
+            }
         }
     }
 
@@ -129,7 +207,7 @@ impl Client {
     /// Exit code 3 when the supervisor is gone.
     pub(crate) fn next_event(&mut self) -> Result<Event, Failure> {
         loop {
-            let mut value = self.receive(None)?;
+            let mut value = self.receive(None).map_err(Failure::from)?;
             if value.get("method").and_then(Value::as_str) == Some("event")
                 && let Some(params) = value.get_mut("params")
             {
@@ -138,35 +216,39 @@ impl Client {
         }
     }
 
-    fn send(&mut self, request: &Request, timeout: Duration) -> Result<(), Failure> {
-        let mut line = serde_json::to_vec(request).map_err(|error| Failure::from_error(&error))?;
+    fn send(&mut self, request: &Request, deadline: Instant) -> Result<(), Lost> {
+        let mut line = serde_json::to_vec(request).map_err(|error| Lost::Useless(Failure::from_error(&error)))?;
         if line.len() >= rpc::LINE_BYTES_MAX {
-            return Err(Failure::new(format!("the parameters are longer than {} bytes", rpc::LINE_BYTES_MAX)));
+            let what = format!("the parameters are longer than {} bytes", rpc::LINE_BYTES_MAX);
+            return Err(Lost::Useless(Failure::new(what)));
         }
         line.push(b'\n');
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        if timeout.is_zero() {
+            return Err(Lost::Useless(silent()));
+        }
         let sent = self.stream.set_write_timeout(Some(timeout)).and_then(|()| self.stream.write_all(&line));
         sent.map_err(|error| lost(&error))
     }
 
     /// One line. Without a deadline it waits until the supervisor or the person ends it.
-    fn receive(&mut self, deadline: Option<Instant>) -> Result<Value, Failure> {
+    fn receive(&mut self, deadline: Option<Instant>) -> Result<Value, Lost> {
         loop {
             if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.received.drain(..=end).collect();
-                return serde_json::from_slice(&line).map_err(|error| foreign(&error));
+                return serde_json::from_slice(&line).map_err(|error| Lost::Useless(foreign(&error)));
             }
             if self.received.len() > rpc::LINE_BYTES_MAX {
-                return Err(Failure::unreachable("the supervisor sent a line without end"));
+                return Err(Lost::Useless(Failure::unreachable("the supervisor sent a line without end")));
             }
             let timeout = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
-                Some(Duration::ZERO) => return Err(silent()),
+                Some(Duration::ZERO) => return Err(Lost::Useless(silent())),
                 timeout => timeout,
             };
             let mut chunk = [0; READ_BYTES];
             match self.stream.set_read_timeout(timeout).and_then(|()| self.stream.read(&mut chunk)) {
                 Ok(0) => return Err(lost(&io::ErrorKind::UnexpectedEof.into())),
                 Ok(n) => self.received.extend_from_slice(&chunk[..n]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(silent()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(lost(&error)),
             }
@@ -174,14 +256,18 @@ impl Client {
     }
 }
 
-fn lost(error: &io::Error) -> Failure {
+fn lost(error: &io::Error) -> Lost {
+    let closed = || {
+        Failure::unreachable("the supervisor closed the connection")
+            .hint("`codexctl logs` says why; `codexctl start` starts it again")
+    };
     match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => silent(),
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
-            Failure::unreachable("the supervisor closed the connection")
-                .hint("`codexctl logs` says why; `codexctl start` starts it again")
-        }
-        _ => Failure::unreachable(format!("the connection to the supervisor broke: {error}")),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Lost::Useless(silent()),
+        // A Unix socket whose peer closes it says so in this way if the peer had not read all that was sent: so the
+        // line, whose end comes last, was not taken for a call.
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Lost::Unread(closed()),
+        io::ErrorKind::UnexpectedEof => Lost::Ended(closed()),
+        _ => Lost::Useless(Failure::unreachable(format!("the connection to the supervisor broke: {error}"))),
     }
 }
 

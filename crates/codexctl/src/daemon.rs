@@ -56,11 +56,10 @@ pub(crate) fn find_alive(ctx: &Context) -> Result<Option<Client>, Failure> {
 /// for a moment, accepts, and closes all when it becomes the worker.
 fn answering(ctx: &Context, timeout: Duration) -> Result<Option<Client>, Failure> {
     let Some(mut client) = Client::connect(&ctx.paths.control_socket())? else { return Ok(None) };
-    match client.call_raw("daemon.status", (), timeout) {
-        // An error is an answer, too: it runs.
-        Ok(_) | Err(CallError::Refused(_)) => Ok(Some(client)),
+    match client.is_answered(timeout) {
+        Ok(()) => Ok(Some(client)),
         // Whoever only is silent still has the socket.
-        Err(CallError::Lost(failure)) => match Client::connect(&ctx.paths.control_socket())? {
+        Err(failure) => match Client::connect(&ctx.paths.control_socket())? {
             Some(_) => Err(failure),
             None => Ok(None),
         },
@@ -175,7 +174,7 @@ pub(crate) fn stop(ctx: &Context) -> Result<bool, Failure> {
 
 /// Asks the supervisor to end in one way or the other, and waits until it is gone; says whether there was one.
 fn end(ctx: &Context, method: &str, timeout: Duration) -> Result<bool, Failure> {
-    let Some(mut client) = find(ctx)? else {
+    let Some(mut client) = find_alive(ctx)? else {
         return Ok(false);
     };
     let status: DaemonStatus = client.call("daemon.status", (), CALL_TIMEOUT).map_err(Failure::from)?;

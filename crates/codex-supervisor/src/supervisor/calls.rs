@@ -483,6 +483,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_may_be_called_twice_exists() {
+        for method in codex_control::rpc::REPEATABLE {
+            assert!(METHODS.contains(method), "{method}");
+        }
+    }
+
+    #[test]
     fn parameters_are_checked() {
         assert_eq!(read::<EndpointParams>(json!({"id": "zai"})).unwrap().id.as_str(), "zai");
         for (params, message) in [

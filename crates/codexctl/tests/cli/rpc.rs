@@ -38,6 +38,32 @@ fn parameters_that_are_no_object_are_wrong_usage() {
 }
 
 #[test]
+fn a_call_that_meets_a_dying_supervisor_is_made_again_if_that_does_no_harm() {
+    let zai = [crate::supervisor::endpoint("zai", json!({}))];
+    for (reads, arguments, expected) in [
+        // Nobody has read it.
+        (false, &["status", "--json"][..], &["daemon.status"][..]),
+        (false, &["rpc", "endpoint.default", "{\"id\":\"zai\"}"], &["endpoint.default"]),
+        // Somebody may have carried it out.
+        (true, &["status", "--json"], &["daemon.status"]),
+        (true, &["rpc", "endpoint.stop", "{\"id\":\"zai\"}"], &["endpoint.stop"]),
+    ] {
+        let home = Home::new();
+        let supervisor = Supervisor::after_one_that_dies(&home, &zai, reads);
+        home.run(arguments).succeeded();
+        assert_eq!(supervisor.methods(), expected, "{arguments:?}");
+    }
+    let home = Home::new();
+    let supervisor = Supervisor::after_one_that_dies(&home, &zai, true);
+    home.run(&["rpc", "endpoint.default", "{\"id\":\"zai\"}"]).failed(
+        3,
+        "the supervisor ended before it answered; nobody knows whether `endpoint.default` was carried out",
+        Some("`codexctl status` shows how things are now; `codexctl logs` says why it ended"),
+    );
+    assert_eq!(supervisor.methods(), [""; 0]);
+}
+
+#[test]
 fn events_are_printed_as_they_come_until_the_supervisor_ends() {
     let home = Home::new();
     let _supervisor = Supervisor::with(&home, &[]);

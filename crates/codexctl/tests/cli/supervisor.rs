@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use codex_control::environment::Environment;
 use codex_control::ipc::Counters;
@@ -69,10 +70,36 @@ impl Supervisor {
         answers: impl Fn(&str, &Value) -> Option<Result<Value, RpcError>> + Send + Sync + 'static,
     ) -> Self {
         let listener = UnixListener::bind(home.paths.control_socket()).unwrap();
+        Self::serve(None, listener, endpoints, answers)
+    }
+
+    /// The same as [`Self::with`], but that the first connection ends without an answer, as that to a supervisor that
+    /// is killed; `reads`: after the call was read.
+    pub(crate) fn after_one_that_dies(home: &Home, endpoints: &[Value], reads: bool) -> Self {
+        let listener = UnixListener::bind(home.paths.control_socket()).unwrap();
+        let first = listener.try_clone().unwrap();
+        let dying = std::thread::spawn(move || {
+            let (stream, _) = first.accept().unwrap();
+            if reads {
+                BufReader::new(&stream).read_line(&mut String::new()).unwrap();
+            }
+        });
+        Self::serve(Some(dying), listener, endpoints, |_, _| None)
+    }
+
+    fn serve(
+        first: Option<JoinHandle<()>>,
+        listener: UnixListener,
+        endpoints: &[Value],
+        answers: impl Fn(&str, &Value) -> Option<Result<Value, RpcError>> + Send + Sync + 'static,
+    ) -> Self {
         let calls = Arc::new(Mutex::new(Vec::new()));
         let shared = (endpoints.to_vec(), calls.clone(), Arc::new(answers) as Arc<Answers>);
         let shared = Arc::new(shared);
         std::thread::spawn(move || {
+            if let Some(first) = first {
+                first.join().unwrap();
+            }
             for stream in listener.incoming() {
                 let Ok(stream) = stream else { break };
                 let shared = shared.clone();
