@@ -16,8 +16,8 @@ use codex_control::guests::{Guest, Guests};
 use codex_control::rpc::{JSONRPC, LINE_BYTES_MAX, Request, Response, RpcError, code};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
@@ -29,7 +29,7 @@ use crate::event::{Call, Event, Queue};
 /// nor for events. Where there is none, the new one is told so and sent away.
 const CLIENTS_MAX: usize = 64;
 /// Time a client has to take what is written to it. A reader of events that is stopped for longer counts as gone.
-const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
+pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Pause after a failed accept: the process has no descriptors left, trying again at once would only burn time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes read at once, at least.
@@ -59,11 +59,13 @@ pub(crate) fn make_private(path: &Path) -> io::Result<()> {
 }
 
 /// Accepts clients until the sender of `stopped` is dropped; returns when each has got the answer it waits for.
+/// A client that takes longer than `write_timeout` for what is written to it goes.
 pub(crate) async fn serve(
     listener: StdUnixListener,
     queue: Queue,
     events: broadcast::Sender<Line>,
     mut stopped: watch::Receiver<()>,
+    write_timeout: Duration,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
@@ -95,7 +97,16 @@ pub(crate) async fn serve(
                 continue;
             }
         }
-        let client = Client::new(stream, guests.admit(), queue.clone(), events.clone(), stopped.clone());
+        let (reader, writer) = stream.into_split();
+        let client = Client {
+            guest: guests.admit(),
+            lines: Lines { reader, buffer: BytesMut::new() },
+            writer: Writer { half: writer, timeout: write_timeout },
+            queue: queue.clone(),
+            events: events.clone(),
+            subscription: None,
+            stopped: stopped.clone(),
+        };
         if clients.len() >= CLIENTS_MAX {
             // The newest place is that of the new client itself.
             if guests.count() <= 1 || !guests.send_longest_away() {
@@ -119,7 +130,7 @@ pub(crate) async fn serve(
 struct Client {
     guest: Guest,
     lines: Lines,
-    writer: OwnedWriteHalf,
+    writer: Writer,
     queue: Queue,
     events: broadcast::Sender<Line>,
     subscription: Option<broadcast::Receiver<Line>>,
@@ -127,24 +138,12 @@ struct Client {
 }
 
 impl Client {
-    fn new(
-        stream: UnixStream,
-        guest: Guest,
-        queue: Queue,
-        events: broadcast::Sender<Line>,
-        stopped: watch::Receiver<()>,
-    ) -> Self {
-        let (reader, writer) = stream.into_split();
-        let lines = Lines { reader, buffer: BytesMut::new() };
-        Self { guest, lines, writer, queue, events, subscription: None, stopped }
-    }
-
     async fn converse(mut self) -> io::Result<()> {
         loop {
             let line = tokio::select! {
                 line = self.lines.next() => line?,
                 event = next_event(&mut self.subscription) => {
-                    write(&mut self.writer, event.as_bytes()).await?;
+                    self.writer.write(event.as_bytes()).await?;
                     continue;
                 }
                 _ = self.stopped.changed() => return Ok(()),
@@ -192,7 +191,7 @@ impl Client {
         let result = loop {
             tokio::select! {
                 result = &mut answered => break result,
-                event = next_event(&mut self.subscription) => write(&mut self.writer, event.as_bytes()).await?,
+                event = next_event(&mut self.subscription) => self.writer.write(event.as_bytes()).await?,
             }
         };
         let Some(id) = id else { return Ok(()) };
@@ -211,7 +210,7 @@ impl Client {
     async fn send(&mut self, response: &Response) -> io::Result<()> {
         let mut line = serde_json::to_vec(response)?;
         line.push(b'\n');
-        write(&mut self.writer, &line).await
+        self.writer.write(&line).await
     }
 
     /// Says that there is no room, if the socket takes that at once, and closes.
@@ -220,15 +219,21 @@ impl Client {
         let error = RpcError::new(code::CONFLICT, message, Some("close one of them, then try again".to_owned()));
         if let Ok(mut line) = serde_json::to_vec(&failure(Value::Null, error)) {
             line.push(b'\n');
-            let _ = self.writer.try_write(&line);
+            let _ = self.writer.half.try_write(&line);
         }
     }
 }
 
-async fn write(writer: &mut OwnedWriteHalf, line: &[u8]) -> io::Result<()> {
-    tokio::time::timeout(WRITE_TIMEOUT, writer.write_all(line))
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+struct Writer {
+    half: OwnedWriteHalf,
+    timeout: Duration,
+}
+
+impl Writer {
+    async fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        let written = tokio::time::timeout(self.timeout, self.half.write_all(line)).await;
+        written.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
 }
 
 /// The next event; never, without a subscription. What was lost shows in the numbers of the events.
@@ -323,6 +328,40 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[tokio::test]
+    async fn who_subscribes_and_never_reads_goes_and_others_stay() {
+        use std::os::unix::net::UnixStream;
+        const WRITE_TIMEOUT: Duration = Duration::from_millis(200);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let (queue, _owner) = tokio::sync::mpsc::channel(1);
+        let (events, stop) = (broadcast::channel(4).0, watch::channel(()));
+        let served = serve(bind(&path).unwrap(), queue, events.clone(), stop.1, WRITE_TIMEOUT);
+        let served = tokio::spawn(served);
+        let subscribe = || {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            io::Write::write_all(&mut stream, b"{\"jsonrpc\":\"2.0\",\"method\":\"events.subscribe\"}\n").unwrap();
+            stream
+        };
+        let (_deaf, reader) = (subscribe(), subscribe());
+        let reading = tokio::task::spawn_blocking(move || io::copy(&mut &reader, &mut io::sink()).unwrap());
+        let until = |wanted: usize| {
+            let events = &events;
+            async move {
+                while events.receiver_count() != wanted {
+                    let _ = events.send(format!("{}\n", "x".repeat(CHUNK_BYTES)).into());
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        };
+        for wanted in [2, 1] {
+            tokio::time::timeout(Duration::from_secs(20), until(wanted)).await.expect("only the deaf one goes");
+        }
+        drop(stop.0);
+        served.await.unwrap().unwrap();
+        assert!(reading.await.unwrap() > 0);
+    }
 
     #[test]
     fn what_is_no_request_is_told_why() {

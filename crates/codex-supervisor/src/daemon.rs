@@ -91,8 +91,13 @@ async fn supervise(mut start: Start, events: mpsc::Receiver<Event>) -> anyhow::R
     tokio::spawn(worker_socket::serve(worker_listener, queue.clone()));
     let supervisor = Supervisor::start(start, inherited);
     let (control_stop, control_stopped) = tokio::sync::watch::channel(());
-    let clients =
-        tokio::spawn(control::serve(control_listener, queue.clone(), supervisor.event_lines(), control_stopped));
+    let clients = tokio::spawn(control::serve(
+        control_listener,
+        queue.clone(),
+        supervisor.event_lines(),
+        control_stopped,
+        control::WRITE_TIMEOUT,
+    ));
     // Without it changes are found a few seconds later, by a look at the files.
     let _watcher = watch::watch(paths.config_folder(), queue)
         .inspect_err(|error| warn!(%error, "the settings folder cannot be watched"))

@@ -73,7 +73,7 @@ pub(crate) fn take(path: &Path) -> Result<Lock, LockError> {
         if !has_ended || Instant::now() >= given_up_at {
             return Err(LockError::Held { pid: Some(held) });
         }
-        thread::sleep(LEFT_BEHIND_PAUSE);
+        thread::park_timeout(LEFT_BEHIND_PAUSE);
     }
 }
 

@@ -163,6 +163,39 @@ fn events_tell_what_happens() {
 }
 
 #[test]
+fn a_reader_of_events_that_never_reads_costs_others_nothing() {
+    const ROUNDS: usize = 30;
+    const EVENTS: usize = 100;
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    let address = supervisor.wake("a");
+    let (mut deaf, mut reader) = (supervisor.connect(), supervisor.connect());
+    for client in [&mut deaf, &mut reader] {
+        client.call("events.subscribe", Value::Null);
+    }
+    let sequence_of = |event: Option<Value>| event.unwrap()["params"]["sequence"].as_u64().unwrap();
+    let mut sequence = None;
+    for _ in 0..ROUNDS {
+        for _ in 0..EVENTS {
+            get(address, "/stream/0").unwrap();
+        }
+        for _ in 0..EVENTS {
+            let next = sequence_of(reader.receive().unwrap());
+            assert!(sequence.is_none_or(|before| next == before + 1), "the other one loses nothing");
+            sequence = Some(next);
+        }
+        assert_eq!(supervisor.endpoint("a")["generation"], 1);
+    }
+    // What was kept for the deaf one is bounded: it has missed something, and can tell.
+    let mut n_received = 0;
+    while Some(sequence_of(deaf.receive().unwrap())) != sequence {
+        n_received += 1;
+    }
+    assert!((100..ROUNDS * EVENTS * 3 / 4).contains(&n_received), "{n_received}");
+    supervisor.stop();
+}
+
+#[test]
 fn what_was_used_outlives_the_supervisor_and_a_damaged_database_stops_nothing() {
     let home = Home::new(&endpoint("a", ""));
     let supervisor = home.start();
