@@ -31,12 +31,14 @@ mod text;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use self::journal::{InForce, Journal, Own, Pending, Stage, State};
 use self::swap::{Disk, Found, Swapped};
+use crate::EndpointId;
 use crate::files::{self, FileError, PRIVATE_FILE_MODE, folder_of};
 use crate::paths::Paths;
 use crate::report::Hinted;
@@ -351,6 +353,39 @@ impl CodexConfig {
     /// [`ConfigError`].
     pub fn resume(&self, is_served: impl FnOnce() -> bool) -> Result<Outcome, ConfigError> {
         self.change(Manner::Tidying, |state| state.is_suspended &= !is_served())
+    }
+
+    /// Whether [`Self::readdress`] has something to do. Reads two small files and waits for nobody.
+    pub fn is_misaddressed(&self, address_of: impl Fn(&EndpointId) -> Option<SocketAddr>) -> bool {
+        let Ok(Some(mut journal)) = Journal::load(&self.folder) else { return false };
+        self.readdress_state(&mut journal.state, address_of)
+    }
+
+    /// Endpoints listen somewhere else now: whoever wants one of them wants it there. Where the person has edited the
+    /// address in the file, or taken it out, it stays as they made it.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn readdress(&self, address_of: impl Fn(&EndpointId) -> Option<SocketAddr>) -> Result<Outcome, ConfigError> {
+        self.change(Manner::Tidying, |state| {
+            self.readdress_state(state, address_of);
+        })
+    }
+
+    /// Says whether something is another than before.
+    fn readdress_state(&self, state: &mut State, address_of: impl Fn(&EndpointId) -> Option<SocketAddr>) -> bool {
+        let in_force = state.in_force.as_ref().map(|in_force| in_force.holder.as_str());
+        let mut is_other = false;
+        for holder in &mut state.holders {
+            let Some((readdressed, former)) = holder.readdressed(&address_of) else { continue };
+            let holds =
+                || swap::content(&self.config).is_some_and(|bytes| String::from_utf8_lossy(&bytes).contains(&former));
+            if in_force != Some(holder.id.as_str()) || holds() {
+                *holder = readdressed;
+                is_other = true;
+            }
+        }
+        is_other
     }
 
     fn change(&self, manner: Manner, change: impl FnOnce(&mut State)) -> Result<Outcome, ConfigError> {

@@ -32,6 +32,9 @@ pub struct Registry {
     /// Codex, where it was started by `codexctl launch`.
     #[serde(default)]
     pub sessions: Vec<SessionEntry>,
+    /// Endpoints whose workers keep ending.
+    #[serde(default)]
+    pub crashes: Vec<CrashesEntry>,
 }
 
 /// A supervisor.
@@ -73,10 +76,30 @@ pub struct SessionEntry {
     pub members: Vec<Identity>,
 }
 
+/// How often the worker of an endpoint has crashed: a supervisor that is killed meanwhile does not make that forgotten.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CrashesEntry {
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// [`fingerprint`] of what crashes; something else has not crashed yet.
+    pub fingerprint: String,
+    /// Crashes with no health in between.
+    pub in_a_row: u32,
+    /// Unix milliseconds of the latest ones.
+    pub at_ms: Vec<u64>,
+    /// Whether restarts are slow because of them.
+    pub is_tripped: bool,
+}
+
 impl Registry {
     /// What stands in the file now.
-    pub fn new(supervisor: SupervisorEntry, workers: Vec<WorkerEntry>, sessions: Vec<SessionEntry>) -> Self {
-        Self { version: VERSION, supervisor, workers, sessions }
+    pub fn new(
+        supervisor: SupervisorEntry,
+        workers: Vec<WorkerEntry>,
+        sessions: Vec<SessionEntry>,
+        crashes: Vec<CrashesEntry>,
+    ) -> Self {
+        Self { version: VERSION, supervisor, workers, sessions, crashes }
     }
 
     /// Reads the file.
@@ -159,7 +182,14 @@ mod tests {
             leaving: false,
             fingerprint: fingerprint(&"x"),
         };
-        Registry::new(supervisor, vec![worker], Vec::new())
+        let crashes = CrashesEntry {
+            endpoint: "zai".parse().unwrap(),
+            fingerprint: fingerprint(&"x"),
+            in_a_row: 2,
+            at_ms: vec![3, 4],
+            is_tripped: false,
+        };
+        Registry::new(supervisor, vec![worker], Vec::new(), vec![crashes])
     }
 
     #[test]

@@ -54,8 +54,9 @@ pub struct DaemonSettings {
     pub restart_backoff_max_s: u64,
     /// Seconds a worker may take to end its streams when it is stopped. Default 5, 1 to 600.
     pub stop_timeout_s: u64,
-    /// Memory of a worker, in bytes, before which it is replaced by another one; running streams end in their own time.
-    /// Default 1073741824 (1 GiB), at least 16777216.
+    /// Memory of a worker, in bytes, before which it is replaced by another one; running streams end in their own time,
+    /// unless it goes on growing to twice as much. Under systemd the kernel slows it down from there, and kills it at
+    /// three times as much. Default 1073741824 (1 GiB), at least 16777216.
     pub worker_memory_bytes_max: u64,
     /// A log file is put aside when it reaches this many bytes. Default 1048576, 65536 to 1073741824.
     pub log_bytes_max: u64,

@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `/health` | 200 and its generation (500 when it plays `sick`) |
 //! | `/stream/N` | N lines, one every 20 ms; then a `Finished` report |
+//! | `/outlast/N` | lines until its worker is to end, and N more |
 //! | `/signal/NAME/VALUE/TIMES` | reports that signal so many times |
 //!
 //! What else it plays is said by its endpoint's `name`: `crash` ends before it is ready, `sick` fails its health
-//! probes, `keyless` reports a problem, `stubborn` never ends by itself, `silent` answers nothing but its health probes.
+//! probes, `keyless` reports a problem, `stubborn` never ends by itself, `silent` answers nothing but its health probes,
+//! `leak N` uses N MiB more every second.
 
 use std::cell::Cell;
 use std::io;
@@ -87,6 +89,9 @@ async fn run() -> ExitCode {
         message: format!("endpoint `{}` has no key", endpoint.id),
         hint: Some("store one".to_owned()),
     });
+    if let Some(mib_s) = shared.role.strip_prefix("leak ") {
+        tokio::task::spawn_local(leak(mib_s.parse().expect("a number")));
+    }
     let accepting = tokio::task::spawn_local(accept(listener.try_clone().expect("a duplicate"), shared.clone()));
     hello.serving = Some(address);
     loop {
@@ -184,6 +189,19 @@ fn drain(shared: &Rc<Shared>, accepting: &tokio::task::JoinHandle<()>) {
     }
 }
 
+/// Uses so much more memory every second, however seldom it gets to it.
+async fn leak(mib_s: usize) {
+    const MIB: usize = 1024 * 1024;
+    let (begin, mut leaked) = (std::time::Instant::now(), Vec::new());
+    loop {
+        let due_mib = usize::try_from(begin.elapsed().as_millis()).expect("a test is short") * mib_s / 1000;
+        while leaked.len() < due_mib {
+            leaked.push(vec![1_u8; MIB]);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 async fn accept(listener: OwnedFd, shared: Rc<Shared>) {
     let listener = TcpListener::from_std(listener.into()).expect("a listener");
     while let Ok((stream, _)) = listener.accept().await {
@@ -217,6 +235,17 @@ async fn answer(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let _ = shared.reports.send(FromWorker::Finished(Box::new(report())));
+    } else if let Some(more) = path.strip_prefix("/outlast/").and_then(|count| count.parse::<u32>().ok()) {
+        let mut left = more;
+        for line in 0_u32.. {
+            left -= u32::from(shared.is_draining.get());
+            let end = if left == 0 { "the end" } else { "more" };
+            stream.write_all(format!("{line} of generation {}, {end}\n", shared.generation).as_bytes()).await?;
+            if left == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     } else if let Some(seen) = path.strip_prefix("/signal/") {
         // `/signal/NAME/VALUE/TIMES`
         let mut parts = seen.split('/');

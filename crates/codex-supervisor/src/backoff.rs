@@ -24,6 +24,17 @@ pub(crate) const WINDOW: Duration = Duration::from_mins(10);
 /// Jitter: a pause is up to this share shorter, so that workers that died together do not come back together.
 pub(crate) const JITTER_SHARE: f64 = 0.25;
 
+/// What of the crashes lately outlives a supervisor.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Crashes {
+    /// With no health in between.
+    pub(crate) in_a_row: u32,
+    /// Within the window, oldest first.
+    pub(crate) at: Vec<Instant>,
+    /// Whether there were too many.
+    pub(crate) is_tripped: bool,
+}
+
 /// Counts ends.
 #[derive(Debug)]
 pub(crate) struct Backoff {
@@ -47,6 +58,19 @@ impl Backoff {
             kills_since: None,
             random: seed,
         }
+    }
+
+    /// What is to be remembered of it.
+    pub(crate) fn remembered(&self) -> Crashes {
+        Crashes { in_a_row: self.in_a_row, at: self.crashes.iter().copied().collect(), is_tripped: self.is_tripped }
+    }
+
+    /// Goes on where another one was. Says after which pause the next start is due, at most `pause_max`.
+    pub(crate) fn remember(&mut self, crashes: &Crashes, pause_max: Duration) -> Duration {
+        self.in_a_row = crashes.in_a_row;
+        self.is_tripped = crashes.is_tripped;
+        self.crashes = crashes.at.iter().rev().take(CRASHES_MAX).rev().copied().collect();
+        if self.is_tripped { pause_max.mul_f64(1.0 - JITTER_SHARE * self.next_random()) } else { Duration::ZERO }
     }
 
     /// Whether there was a crash and no health since.

@@ -1,12 +1,16 @@
 //! Codex's `config.toml`, kept right: what a killed process has left half done is finished, keys of a session that has
-//! ended are taken out, and those of a person who asked for them are there while we are.
+//! ended are taken out, and those of a person who asked for them are there while we are, and lead to where the endpoint
+//! listens.
 //!
 //! The work itself, and what makes it safe, is [`codex_control::codex_config`]. Any process of ours may do it; this one
 //! is there when the others were killed. Nothing is read or written where no change was ever asked for.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use codex_control::EndpointId;
 use codex_control::codex_config::{CodexConfig, ConfigError, Outcome};
 use codex_control::ipc::Problem;
 use codex_control::paths::Paths;
@@ -17,6 +21,9 @@ use tracing::{debug, error, info};
 
 use crate::announce::Announcer;
 use crate::event::{Event, Queue};
+
+/// Where endpoints listen.
+pub(crate) type Addresses = BTreeMap<EndpointId, SocketAddr>;
 
 /// What looking after one file has come to.
 #[derive(Debug)]
@@ -40,15 +47,15 @@ pub(crate) struct Tender {
 
 impl Tender {
     /// Begins a look, unless one is under way. `resumes`: we have just started, so what was taken out when the last one
-    /// of us stopped is put in again.
-    pub(crate) fn look(&mut self, paths: &Paths, queue: &Queue, resumes: bool) {
+    /// of us stopped is put in again. `addresses`: where endpoints listen.
+    pub(crate) fn look(&mut self, paths: &Paths, queue: &Queue, resumes: bool, addresses: Addresses) {
         if std::mem::replace(&mut self.is_busy, true) {
             return;
         }
         let (paths, queue, is_ending) = (paths.clone(), queue.clone(), self.is_ending.clone());
         // Ends by itself: what it waits for has deadlines.
         tokio::spawn(async move {
-            let looked = tokio::task::spawn_blocking(move || tend(&paths, resumes, &is_ending)).await;
+            let looked = tokio::task::spawn_blocking(move || tend(&paths, resumes, &addresses, &is_ending)).await;
             let _ = queue.send(Event::ConfigTended(looked.unwrap_or_default())).await; // fails only when we end
         });
     }
@@ -90,11 +97,20 @@ impl Tender {
     }
 }
 
-fn tend(paths: &Paths, resumes: bool, is_ending: &AtomicBool) -> Vec<Tended> {
-    let files = CodexConfig::remembered(paths).into_iter();
-    let due = files.filter(|config| resumes || config.needs_recovery());
+fn tend(paths: &Paths, resumes: bool, addresses: &Addresses, is_ending: &AtomicBool) -> Vec<Tended> {
     let is_served = || resumes && !is_ending.load(Ordering::SeqCst);
-    due.map(|config| tended(&config, config.resume(is_served))).collect()
+    let address_of = |endpoint: &EndpointId| addresses.get(endpoint).copied();
+    let mut all = Vec::new();
+    for config in CodexConfig::remembered(paths) {
+        // First, so that nothing leads to a former address even for a moment.
+        if config.is_misaddressed(address_of) {
+            all.push(tended(&config, config.readdress(address_of)));
+        }
+        if resumes || config.needs_recovery() {
+            all.push(tended(&config, config.resume(is_served)));
+        }
+    }
+    all
 }
 
 /// Takes our keys out of every file for good.

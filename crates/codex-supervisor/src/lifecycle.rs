@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use codex_control::ipc::{HEARTBEAT_INTERVAL, HEARTBEATS_MISSED_MAX};
 
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, Crashes};
 
 /// Time from a worker's start to its `Ready`. It takes milliseconds; a machine that swaps may need seconds.
 pub(crate) const START_WITHIN: Duration = Duration::from_secs(15);
@@ -370,6 +370,17 @@ impl Lifecycle {
         self.restart_at = None;
     }
 
+    /// What of earlier crashes the next supervisor should know.
+    pub(crate) fn crashes(&self) -> Crashes {
+        self.backoff.remembered()
+    }
+
+    /// An earlier supervisor has seen these crashes: nothing starts sooner than under it.
+    pub(crate) fn remember(&mut self, now: Instant, crashes: &Crashes) {
+        let pause = self.backoff.remember(crashes, self.limits.restart_pause_max);
+        self.restart_at = (!pause.is_zero()).then(|| now + pause);
+    }
+
     /// A worker of an earlier supervisor lives. `draining`: it had been told to end.
     pub(crate) fn orphan(&mut self, now: Instant, generation: u64, draining: bool) {
         let (stage, heard_at) = if draining {
@@ -411,6 +422,18 @@ impl Lifecycle {
         self.restart_at = None;
         self.probe = Probe { due_at: Some(now), ..Probe::default() };
         true
+    }
+
+    /// A worker that is to end has at most this long for its answers, from now on. Says whether it had more.
+    pub(crate) fn hurry(&mut self, now: Instant, generation: u64, within: Duration) -> bool {
+        let latest = now + within + DRAIN_SLACK;
+        match self.workers.get_mut(&generation).map(|worker| &mut worker.stage) {
+            Some(Stage::Draining { until }) if *until > latest => {
+                *until = latest;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// A worker has given a sign of life.

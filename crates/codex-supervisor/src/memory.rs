@@ -99,13 +99,16 @@ impl Trend {
         if bytes >= limit / 4 * 3 {
             return true;
         }
-        let grows = self.samples.iter().zip(self.samples.iter().skip(1)).all(|(one, next)| next.1 > one.1);
-        let Some(&(since, before)) = self.samples.front().filter(|_| grows && self.samples.len() >= SAMPLES_MIN) else {
-            return false;
-        };
+        let Some(&(since, before)) = self.samples.front().filter(|_| self.grows()) else { return false };
         let span_ms = u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX).max(1);
         let ahead_ms = u64::try_from(AHEAD.as_millis()).unwrap_or(u64::MAX);
         bytes >= limit / 4 && bytes.saturating_add((bytes - before).saturating_mul(ahead_ms) / span_ms) >= limit
+    }
+
+    /// Whether it has used more at each of the latest looks.
+    pub(crate) fn grows(&self) -> bool {
+        self.samples.len() >= SAMPLES_MIN
+            && self.samples.iter().zip(self.samples.iter().skip(1)).all(|(one, next)| next.1 > one.1)
     }
 }
 

@@ -51,12 +51,30 @@ pub(crate) struct Manager {
 
 #[derive(Debug)]
 enum Ask {
-    /// Move this process into a scope.
-    Scope { worker: WorkerId, pid: u32 },
+    /// Move this process into a scope with these limits.
+    Scope { worker: WorkerId, pid: u32, limits: MemoryLimits },
+    /// Give the scope of this process other limits.
+    Limit { worker: WorkerId, pid: u32, limits: MemoryLimits },
     /// Move this process into a scope that is not part of us.
     Session { unit: String, description: String, pid: u32, answer: oneshot::Sender<Result<PathBuf, String>> },
     /// What is being done with our service?
     Job { answer: oneshot::Sender<Option<String>> },
+}
+
+/// What the kernel lets a worker use, where it keeps count of groups: the last resort behind the supervisor's own looks,
+/// for one that grows faster than they come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MemoryLimits {
+    /// Bytes beyond which it is slowed down.
+    pub(crate) slowed: u64,
+    /// Bytes beyond which it is killed.
+    pub(crate) killed: u64,
+}
+
+impl MemoryLimits {
+    fn properties(self) -> [(&'static str, Variant<'static>); 2] {
+        [("MemoryHigh", Variant::from(self.slowed)), ("MemoryMax", Variant::from(self.killed))]
+    }
 }
 
 /// Why a call failed.
@@ -96,8 +114,13 @@ impl Manager {
     }
 
     /// Moves a worker into a scope; [`Event::Scoped`] tells how that went. `false` if too many wait for that already.
-    pub(crate) fn set_apart(&self, worker: WorkerId, pid: u32) -> bool {
-        self.asks.try_send(Ask::Scope { worker, pid }).is_ok()
+    pub(crate) fn set_apart(&self, worker: WorkerId, pid: u32, limits: MemoryLimits) -> bool {
+        self.asks.try_send(Ask::Scope { worker, pid, limits }).is_ok()
+    }
+
+    /// Gives a worker that has a scope other limits. `false` if too many calls wait already.
+    pub(crate) fn limit(&self, worker: WorkerId, pid: u32, limits: MemoryLimits) -> bool {
+        self.asks.try_send(Ask::Limit { worker, pid, limits }).is_ok()
     }
 
     /// Moves a process into the new scope `unit`, which is not part of us: it ends with what runs in it. Returns its
@@ -145,6 +168,11 @@ impl Task {
                         return; // the owner has ended
                     }
                 }
+                Ask::Limit { worker, pid, .. } => {
+                    if let Err(error) = answered {
+                        warn!(endpoint = %worker.endpoint, worker_pid = pid, error, "a worker keeps its former limits");
+                    }
+                }
                 Ask::Session { answer, .. } => {
                     let group = answered.map(|group| Path::new(CGROUP_ROOT).join(group.unwrap_or_default()));
                     let _ = answer.send(group); // fails only when nobody waits any more
@@ -181,7 +209,14 @@ impl Task {
 
     async fn call(&mut self, ask: &Ask) -> Result<Option<String>, CallError> {
         match ask {
-            Ask::Scope { worker, pid } => self.set_apart(worker, *pid).await.map(|()| None),
+            Ask::Scope { worker, pid, limits } => self.set_apart(worker, *pid, *limits).await.map(|()| None),
+            Ask::Limit { worker, pid, limits } => {
+                let connection = self.connection().await?;
+                let body = (scope_of(worker, *pid), true, limits.properties().to_vec());
+                let method = "SetUnitProperties";
+                connection.call_method(Some(SYSTEMD), MANAGER_PATH, Some(MANAGER), method, &body).await?;
+                Ok(None)
+            }
             Ask::Session { unit, description, pid, .. } => {
                 let no_more: Vec<(&str, Variant<'_>)> = Vec::new();
                 self.start_scope(unit.clone(), description.clone(), *pid, no_more).await?;
@@ -212,14 +247,14 @@ impl Task {
         Ok(self.connection.insert(connection).clone())
     }
 
-    async fn set_apart(&mut self, worker: &WorkerId, pid: u32) -> Result<(), CallError> {
-        let name = format!("codex-worker-{}-{}-{pid}.scope", worker.endpoint, worker.generation);
+    async fn set_apart(&mut self, worker: &WorkerId, pid: u32, limits: MemoryLimits) -> Result<(), CallError> {
         let description = format!("Worker {} of the Codex endpoint {}", worker.generation, worker.endpoint);
         let service = || Variant::from(vec![self.service.clone()]);
         let stop_timeout_us = u64::try_from(SCOPE_STOP_TIMEOUT.as_micros()).unwrap_or(u64::MAX);
-        let of_ours =
+        let mut of_ours =
             vec![("PartOf", service()), ("Before", service()), ("TimeoutStopUSec", Variant::from(stop_timeout_us))];
-        self.start_scope(name, description, pid, of_ours).await?;
+        of_ours.extend(limits.properties());
+        self.start_scope(scope_of(worker, pid), description, pid, of_ours).await?;
         // The answer means that it is going to happen; what counts is where the process is.
         let moved = async {
             while group_of(pid).is_some_and(|group| group == self.own_group) {
@@ -274,6 +309,11 @@ async fn property(
     let properties = Some("org.freedesktop.DBus.Properties");
     let answer = connection.call_method(Some(SYSTEMD), path, properties, "Get", &(interface, name)).await?;
     Ok(answer.body().deserialize()?)
+}
+
+/// The name of a worker's scope.
+fn scope_of(worker: &WorkerId, pid: u32) -> String {
+    format!("codex-worker-{}-{}-{pid}.scope", worker.endpoint, worker.generation)
 }
 
 /// The control group of a process, as the unified hierarchy shows it.

@@ -184,8 +184,9 @@ impl Supervisor {
         supervisor.recover(inherited, now);
         supervisor.tell_facts();
         supervisor.drive_all(now);
+        // Before anything else begins a look that resumes nothing.
+        supervisor.look_after_codex(true);
         supervisor.settle(now);
-        supervisor.tender.look(&supervisor.services.paths, &supervisor.services.queue, true);
         supervisor
     }
 
@@ -278,7 +279,7 @@ impl Supervisor {
             Event::SessionCleared { session, ended } => {
                 self.session_cleared(&session, &ended);
                 // Its launcher was killed, and would have done this.
-                self.tender.look(&self.services.paths, &self.services.queue, false);
+                self.look_after_codex(false);
             }
             Event::SessionWrote { session } => {
                 if self.session_wrote(&session) {
@@ -340,8 +341,15 @@ impl Supervisor {
         self.look_after_sessions();
         self.sample_memory(now);
         if !self.services.is_stopping {
-            self.tender.look(&self.services.paths, &self.services.queue, false);
+            self.look_after_codex(false);
         }
+    }
+
+    /// Looks after Codex's own configuration.
+    fn look_after_codex(&mut self, resumes: bool) {
+        let address_of = |(id, managed): (&EndpointId, &Managed)| Some((id.clone(), managed.address()?));
+        let addresses = self.endpoints.iter().filter_map(address_of).collect();
+        self.tender.look(&self.services.paths, &self.services.queue, resumes, addresses);
     }
 
     /// Looks how much memory the workers and Codex use.
@@ -403,7 +411,10 @@ impl Supervisor {
         self.mend(now);
         if std::mem::take(&mut self.services.registry_is_outdated) {
             let workers = self.endpoints.values().flat_map(Managed::registry_entries).collect();
-            let registry = Registry::new(self.services.own.clone(), workers, self.sessions.entries());
+            // Whoever has us restarted, after an upgrade say, wants things to be tried again.
+            let crashes = self.endpoints.values().filter(|_| self.leave_by.is_none());
+            let crashes = crashes.filter_map(|managed| managed.crashes_entry(now, &self.services)).collect();
+            let registry = Registry::new(self.services.own.clone(), workers, self.sessions.entries(), crashes);
             match registry.store(&self.services.paths.registry()) {
                 Ok(()) => self.services.see(incident::Signal::new(Observation::RegistrySound)),
                 Err(error) => error!(%error, "the registry cannot be written"),
@@ -411,6 +422,10 @@ impl Supervisor {
         }
         if std::mem::take(&mut self.services.status_is_outdated) {
             self.tell_status_line();
+        }
+        let n_moved = self.endpoints.values_mut().filter_map(|managed| managed.take_move().then_some(())).count();
+        if n_moved > 0 && !self.services.is_stopping {
+            self.look_after_codex(false);
         }
     }
 
@@ -425,12 +440,16 @@ impl Supervisor {
             return;
         }
         let settings = &self.configuration.settings;
+        let limits = self.services.memory_limits();
         self.services.settings = settings.daemon.clone();
         self.services.codex = settings.codex.clone();
         self.services.log_limits.set(&settings.daemon);
         self.services.default_endpoint = settings.default_endpoint().cloned();
         for managed in self.endpoints.values_mut() {
             managed.set_limits(&self.services);
+            if self.services.memory_limits() != limits {
+                managed.limit_memory(&self.services);
+            }
         }
         self.reread_monitor();
         self.replan(now);
@@ -521,6 +540,7 @@ impl Supervisor {
         info!("leaving, the workers go on");
         // What is on its way into a scope would be ended with us.
         self.leave_by = Some(now + LEAVE_WITHIN);
+        self.services.registry_is_outdated = true;
         systemd::notify(&[NotifyState::Stopping]);
         self.services.announcer.tell("daemon.restarting", None, "the supervisor restarts".to_owned(), Value::Null);
     }

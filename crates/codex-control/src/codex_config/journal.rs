@@ -10,6 +10,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -134,6 +135,19 @@ pub(super) enum Stage {
 }
 
 impl Holder {
+    /// The same with keys that lead to where its endpoint listens now, and the base URL they lead to so far; `None` if
+    /// that is the same, or nothing is known.
+    pub(super) fn readdressed(&self, address_of: impl Fn(&EndpointId) -> Option<SocketAddr>) -> Option<(Self, String)> {
+        let address = address_of(self.endpoint.as_ref()?)?;
+        let mut readdressed = self.clone();
+        let former = readdressed.keys.iter_mut().find_map(|key| {
+            let (moved, former) = key.readdressed(address)?;
+            *key = moved;
+            Some(former)
+        })?;
+        Some((readdressed, former))
+    }
+
     /// Whether it still wants it.
     pub(super) fn lives(&self) -> bool {
         self.processes.is_empty() || self.processes.iter().any(|identity| Process::open_identity(identity).is_ok())

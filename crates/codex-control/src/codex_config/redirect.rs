@@ -70,7 +70,7 @@ impl Redirect<'_> {
     /// The keys, in the order in which a person likes to read them. None of them is ever empty: Codex would look for a
     /// provider or a model of that name.
     pub fn keys(&self) -> Vec<Key> {
-        let base_url = format!("http://{}/v1", self.address);
+        let base_url = base_url(self.address);
         let auth = format!(
             "{{ command = {}, args = [\"{TOKEN_COMMAND}\", {}], timeout_ms = {TOKEN_TIMEOUT_MS}, refresh_interval_ms = {TOKEN_AGE_MAX_MS} }}",
             quoted(self.codexctl),
@@ -106,7 +106,29 @@ impl Redirect<'_> {
     }
 }
 
+/// Where Codex reaches an endpoint.
+fn base_url(address: SocketAddr) -> String {
+    format!("http://{address}/v1")
+}
+
 impl Key {
+    /// The same key for an endpoint that listens at `address` now, and the base URL that it has had; `None` if it has
+    /// none, or this one already.
+    pub(super) fn readdressed(&self, address: SocketAddr) -> Option<(Self, String)> {
+        #[derive(Deserialize)]
+        struct Provider {
+            base_url: String,
+        }
+        let Provider { base_url: former } =
+            Provider::deserialize(toml::de::ValueDeserializer::parse(&self.value).ok()?).ok()?;
+        let present = base_url(address);
+        let key = Self {
+            name: self.name.clone(),
+            value: self.value.replace(&quoted_start(&former), &quoted_start(&present)),
+        };
+        (former != present).then_some((key, former))
+    }
+
     /// The key `name` with a text as its value.
     pub fn text(name: &str, text: &str) -> Self {
         Self { name: name.to_owned(), value: quoted(text) }
@@ -116,6 +138,13 @@ impl Key {
     pub fn argument(&self) -> String {
         format!("{}={}", self.name, self.value)
     }
+}
+
+/// The beginning of a TOML basic string that begins with `text`.
+fn quoted_start(text: &str) -> String {
+    let mut start = quoted(text);
+    start.pop();
+    start
 }
 
 /// `text` as a TOML basic string.
@@ -194,6 +223,25 @@ mod tests {
         assert!(!table.contains_key("web_search"));
         let table = parsed(&Redirect { protocol: None, ..redirect(&zai, "/c") });
         assert!(table.contains_key("web_search"));
+    }
+
+    #[test]
+    fn an_endpoint_that_moves_is_found_again() {
+        let zai = "zai".parse().unwrap();
+        let (here, there) = (redirect(&zai, "/c"), ([127, 0, 0, 1], 4101).into());
+        let moved: Vec<Key> = here
+            .keys()
+            .iter()
+            .map(|key| match key.readdressed(there) {
+                Some((moved, former)) => {
+                    assert_eq!(former, "http://127.0.0.1:41017/v1");
+                    moved
+                }
+                None => key.clone(),
+            })
+            .collect();
+        assert_eq!(moved, Redirect { address: there, ..here }.keys());
+        assert!(moved.iter().all(|key| key.readdressed(there).is_none()));
     }
 
     #[test]

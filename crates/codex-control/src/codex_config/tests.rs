@@ -131,6 +131,41 @@ fn what_is_put_in_is_taken_out_byte_for_byte() {
 }
 
 #[test]
+fn an_endpoint_that_moves_is_followed_where_its_address_still_stands() {
+    let (former, present) = ("127.0.0.1:41017", "127.0.0.1:4101");
+    let moved = |endpoint: &EndpointId| (endpoint.as_str() == "zai").then(|| present.parse().unwrap());
+    let home = Home::with(OWN);
+    assert!(!home.config().is_misaddressed(moved));
+    assert_eq!(home.config().readdress(moved).unwrap(), Outcome::default());
+    home.config().hold(holder("zai")).unwrap();
+    assert!(!home.config().is_misaddressed(|_| former.parse().ok()));
+    assert!(home.config().is_misaddressed(moved));
+    home.write(home.read().replace("# mine", "# theirs"));
+    let outcome = home.config().readdress(moved).unwrap();
+    assert!(outcome.has_changed && outcome.n_holders == 1);
+    let theirs = OWN.replace("# mine", "# theirs");
+    assert_eq!(home.read(), with_keys(&theirs, "zai").replace(former, present));
+    assert!(!home.config().is_misaddressed(moved));
+    home.assert_no_litter();
+    // One that is not in force now is where the endpoint is when it comes to that.
+    home.config().hold(holder("other")).unwrap();
+    assert!(home.config().is_misaddressed(|_| former.parse().ok()));
+    home.config().readdress(|endpoint| (endpoint.as_str() == "zai").then(|| former.parse().unwrap())).unwrap();
+    assert_eq!(home.read(), with_keys(&theirs, "other"));
+    home.config().release("other").unwrap();
+    assert_eq!(home.read(), with_keys(&theirs, "zai"));
+    // An address that the person has written there themselves is theirs.
+    let own = home.read().replace(former, "127.0.0.1:9");
+    home.write(&own);
+    assert!(!home.config().is_misaddressed(moved));
+    assert!(!home.config().readdress(moved).unwrap().has_changed);
+    assert_eq!(home.read(), own);
+    home.config().restore().unwrap();
+    assert_eq!(home.read(), theirs);
+    home.assert_no_litter();
+}
+
+#[test]
 fn owner_and_links_stay() {
     let home = Home::new();
     let dotfiles = home.folder.path().join("dotfiles");

@@ -104,6 +104,24 @@ fn a_worker_that_will_not_end_gets_term_and_then_kill() {
 }
 
 #[test]
+fn a_worker_that_ends_can_be_hurried_once() {
+    let mut bench = Bench::serving();
+    let within = Duration::from_secs(5);
+    assert!(!bench.lifecycle.hurry(bench.now, 1, within), "it is not to end");
+    bench.lifecycle.change();
+    bench.commands();
+    bench.ready(2);
+    bench.commands();
+    bench.pass(Duration::from_mins(1), &[1, 2]);
+    assert!(bench.lifecycle.hurry(bench.now, 1, within));
+    assert!(!bench.lifecycle.hurry(bench.now, 1, within));
+    assert!(!bench.lifecycle.hurry(bench.now, 2, within));
+    let commands = bench.pass(within + DRAIN_SLACK, &[1, 2]);
+    assert!(commands.contains(&Command::Terminate { generation: 1 }), "{commands:?}");
+    assert_eq!(bench.lifecycle.serving(), Some(2));
+}
+
+#[test]
 fn a_shorter_rest_shortens_a_drain_that_runs() {
     let mut bench = Bench::serving();
     bench.lifecycle.change();

@@ -28,6 +28,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
 use super::services::Services;
+use crate::backoff::Crashes;
 use crate::clock::unix_ms;
 use crate::configuration::Planned;
 use crate::database::usage;
@@ -38,7 +39,7 @@ use crate::ports::{self, BindError};
 use crate::probe::{self, ProbeError};
 use crate::stand_in::StandIn;
 use crate::worker::{self, Exit, Launch};
-use codex_control::registry::{WorkerEntry, fingerprint};
+use codex_control::registry::{CrashesEntry, WorkerEntry, fingerprint};
 
 /// Time between two tries at what only somebody else can mend: a port that is taken, a program that is missing.
 const RETRY_INTERVAL: Duration = Duration::from_secs(3);
@@ -50,7 +51,8 @@ const QUICK_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 const HOLDER_LOOKUP_TRIES: u32 = 20;
 /// Time from its start a worker has to look at its key and say if there is a problem, before it counts as working.
 const PROBLEM_WITHIN: Duration = Duration::from_secs(2);
-/// Time between two replacements because of memory: a new worker needs some time to show what it needs.
+/// Time between two replacements because of memory: a new worker needs some time to show what it needs. One that has
+/// shown it, by growing at every look to half of its limit, is not waited for.
 const RELIEF_PAUSE: Duration = Duration::from_mins(1);
 /// While somebody waits for an endpoint's health, a failed probe is repeated after this.
 const PROBE_PAUSE: Duration = Duration::from_millis(200);
@@ -64,6 +66,8 @@ pub(super) struct Managed {
     lifecycle: Lifecycle,
     listener: Option<TcpListener>,
     address: Option<SocketAddr>,
+    /// Whether it has got another one and nobody was told.
+    has_moved: bool,
     port_trouble: Option<PortTrouble>,
     program_problem: Option<Problem>,
     stand_in: Option<StandIn>,
@@ -77,6 +81,8 @@ pub(super) struct Managed {
     has_told_tripped: bool,
     /// When a worker was replaced because of its memory.
     relieved_at: Option<Instant>,
+    /// What the registry says about its crashes.
+    crashes: Crashes,
 }
 
 /// A port that cannot be had.
@@ -124,6 +130,7 @@ impl Managed {
             is_listed: true,
             listener: None,
             address: None,
+            has_moved: false,
             port_trouble: None,
             program_problem: None,
             stand_in: None,
@@ -135,6 +142,7 @@ impl Managed {
             announced: None,
             has_told_tripped: false,
             relieved_at: None,
+            crashes: Crashes::default(),
         }
     }
 
@@ -197,9 +205,20 @@ impl Managed {
     fn set_apart(&mut self, generation: u64, services: &mut Services) {
         let (Some(manager), Some(worker)) = (&services.manager, self.workers.get_mut(&generation)) else { return };
         let id = WorkerId { endpoint: self.id.clone(), generation };
-        worker.is_moving = manager.set_apart(id, worker.process.identity().pid);
+        worker.is_moving = manager.set_apart(id, worker.process.identity().pid, services.memory_limits());
         if !worker.is_moving {
             warn!(endpoint = %self.id, generation, "too many workers wait for their scopes; this one would end with us");
+        }
+    }
+
+    /// The settings say another limit of memory: the scopes of its workers get it, too.
+    pub(super) fn limit_memory(&self, services: &Services) {
+        let Some(manager) = &services.manager else { return };
+        for (&generation, worker) in &self.workers {
+            let id = WorkerId { endpoint: self.id.clone(), generation };
+            if !manager.limit(id, worker.process.identity().pid, services.memory_limits()) {
+                warn!(endpoint = %self.id, generation, "too many calls wait for the service manager; a worker keeps its former limits");
+            }
         }
     }
 
@@ -294,6 +313,16 @@ impl Managed {
     }
 
     /// Where it listens.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// Whether it listens somewhere else than when this was asked last.
+    pub(super) fn take_move(&mut self) -> bool {
+        std::mem::take(&mut self.has_moved)
+    }
+
+    /// The port it listens on.
     pub(super) fn port(&self) -> Option<u16> {
         self.address.map(|address| address.port())
     }
@@ -362,6 +391,11 @@ impl Managed {
         self.settle_stand_in(services);
         self.tell_tripped(services);
         self.announce_state(services);
+        let crashes = self.lifecycle.crashes();
+        if self.crashes != crashes {
+            self.crashes = crashes;
+            services.registry_is_outdated = true;
+        }
     }
 
     fn should_listen(&self, services: &Services) -> bool {
@@ -427,6 +461,7 @@ impl Managed {
                 self.listener = Some(listener);
                 self.address = Some(address);
                 self.port_trouble = None;
+                self.has_moved = true;
             }
             Err(error) => {
                 let tries = self.port_trouble.as_ref().map_or(0, |trouble| trouble.tries);
@@ -596,10 +631,44 @@ impl Managed {
     }
 
     fn fingerprint_of(&self, endpoint: &Endpoint, services: &Services) -> String {
-        // Another file in the program's place is another program, whatever it says of itself.
-        let program = std::fs::metadata(&services.worker_program).ok();
-        let program = program.map(|file| (file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()));
-        fingerprint(&(endpoint, &self.planned.tables, &services.own.build, self.address, program))
+        fingerprint(&(endpoint, &self.planned.tables, &services.own.build, self.address, program_of(services)))
+    }
+
+    /// What crashes, if it does: that, wherever it listens.
+    fn fingerprint_of_crashes(&self, services: &Services) -> String {
+        let endpoint = self.planned.resolved.as_ref().ok();
+        fingerprint(&(endpoint, &self.planned.tables, &services.own.build, program_of(services)))
+    }
+
+    /// An earlier supervisor has seen workers of it crash.
+    pub(super) fn remember_crashes(&mut self, now: Instant, entry: &CrashesEntry, services: &Services) {
+        if entry.fingerprint != self.fingerprint_of_crashes(services) {
+            return;
+        }
+        let now_ms = unix_ms();
+        // A clock that was put back makes them happen now.
+        let at = |at_ms: &u64| now.checked_sub(Duration::from_millis(now_ms.saturating_sub(*at_ms)));
+        let crashes = Crashes {
+            in_a_row: entry.in_a_row,
+            at: entry.at_ms.iter().filter_map(at).collect(),
+            is_tripped: entry.is_tripped,
+        };
+        info!(endpoint = %self.id, in_a_row = crashes.in_a_row, is_tripped = crashes.is_tripped, "its workers crashed under an earlier supervisor");
+        self.lifecycle.remember(now, &crashes);
+        self.crashes = crashes;
+    }
+
+    /// Its part of the registry about crashes, if there were any.
+    pub(super) fn crashes_entry(&self, now: Instant, services: &Services) -> Option<CrashesEntry> {
+        let Crashes { in_a_row, at, is_tripped } = &self.crashes;
+        let ago_ms = |at: &Instant| u64::try_from(now.saturating_duration_since(*at).as_millis()).unwrap_or(u64::MAX);
+        (*in_a_row > 0 || !at.is_empty()).then(|| CrashesEntry {
+            endpoint: self.id.clone(),
+            fingerprint: self.fingerprint_of_crashes(services),
+            in_a_row: *in_a_row,
+            at_ms: at.iter().map(|at| unix_ms().saturating_sub(ago_ms(at))).collect(),
+            is_tripped: *is_tripped,
+        })
     }
 
     fn drain(&mut self, generation: u64, within: Duration) {
@@ -1059,27 +1128,45 @@ impl Managed {
         services: &mut Services,
         now: Instant,
     ) -> Option<incident::Signal> {
-        for worker in self.workers.values_mut() {
+        let limit = services.settings.worker_memory_bytes_max;
+        let mut is_beyond = Vec::new();
+        for (generation, worker) in &mut self.workers {
             worker.memory_bytes = memory.bytes(worker.process.identity().pid);
             if let Some(bytes) = worker.memory_bytes {
                 worker.trend.add(now, bytes);
+                if bytes >= services.memory_limits().slowed {
+                    is_beyond.push((*generation, bytes));
+                }
+            }
+        }
+        for (generation, bytes) in is_beyond {
+            if self.lifecycle.hurry(now, generation, services.stop_within()) {
+                warn!(endpoint = %self.id, generation, bytes, limit, "a worker that is to end uses much memory and has to end soon");
+                self.drain(generation, services.stop_within());
             }
         }
         let generation = self.lifecycle.serving()?;
         let worker = self.workers.get(&generation)?;
-        let (bytes, limit) = (worker.memory_bytes?, services.settings.worker_memory_bytes_max);
+        let bytes = worker.memory_bytes?;
+        let leaks = worker.trend.grows() && bytes >= limit / 2;
         let is_too_soon = self.relieved_at.is_some_and(|at| now.saturating_duration_since(at) < RELIEF_PAUSE);
-        if worker.trend.nears(limit) && !is_too_soon && self.lifecycle.current() == Some(generation) {
+        if worker.trend.nears(limit) && (leaks || !is_too_soon) && !self.lifecycle.is_replacing() {
             self.relieved_at = Some(now);
             warn!(endpoint = %self.id, generation, bytes, limit, "a worker uses much memory and is replaced");
             let message = format!("the worker of `{}` uses much memory and is replaced", self.id);
             let detail = json!({ "generation": generation, "bytes": bytes, "limit": limit });
             services.announcer.tell("worker.memory-high", Some(&self.id), message, detail);
-            self.lifecycle.change();
+            self.lifecycle.renew();
             self.drive(services, now);
         }
         Some(incident::Signal::of(Observation::WorkerMemory, &self.id).value(bytes).limit(limit))
     }
+}
+
+/// Which file the worker program is. Another one in its place is another program, whatever it says of itself.
+fn program_of(services: &Services) -> Option<(u64, u64, u64, i64, i64)> {
+    let file = std::fs::metadata(&services.worker_program).ok()?;
+    Some((file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()))
 }
 
 /// Whether the worker program can be started at all.

@@ -185,7 +185,7 @@ impl Supervisor {
             }
             Action::RegenerateConfig => {
                 // Inside a transaction, and our own keys alone.
-                self.tender.look(&self.services.paths, &self.services.queue, true);
+                self.look_after_codex(true);
                 Ok(())
             }
             other => Err(format!("nothing here can do `{other}`")),

@@ -41,6 +41,11 @@ impl Supervisor {
             }
         };
         self.recover_sessions(registry.sessions);
+        for entry in &registry.crashes {
+            if let Some(managed) = self.endpoints.get_mut(&entry.endpoint) {
+                managed.remember_crashes(now, entry, &self.services);
+            }
+        }
         let mut n_gone = 0;
         for entry in registry.workers {
             match Process::open_identity(&entry.identity) {

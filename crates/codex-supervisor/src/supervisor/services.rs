@@ -17,7 +17,7 @@ use crate::event::Queue;
 use crate::lifecycle::{DRAIN_SLACK, Limits};
 use crate::log::LogLimits;
 use crate::ports::Ports;
-use crate::scope::Manager;
+use crate::scope::{Manager, MemoryLimits};
 use crate::standing::Standing;
 use crate::stopped::Stopped;
 use crate::systemd::Store;
@@ -91,6 +91,13 @@ impl Services {
             health_interval: Duration::from_secs(self.settings.health_interval_s),
             health_failures_max: self.settings.health_failures_max,
         }
+    }
+
+    /// What a worker may use in the end. It is replaced long before; what goes on growing while it ends its answers has
+    /// little time left for them from twice the limit on.
+    pub(super) fn memory_limits(&self) -> MemoryLimits {
+        let limit = self.settings.worker_memory_bytes_max;
+        MemoryLimits { slowed: limit.saturating_mul(2), killed: limit.saturating_mul(3) }
     }
 
     /// Time a worker has for its running answers when it is stopped: so much less than the person's limit that the

@@ -1,8 +1,9 @@
 //! A supervisor that was killed: what it leaves, and what the next one makes of it.
 
-use std::fs;
 use std::io::{BufRead, BufReader};
 
+use codex_control::process::Process;
+use codex_control::registry::{Loaded, Registry};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -114,20 +115,53 @@ fn a_worker_that_cannot_be_adopted_is_ended_before_another_starts() {
 }
 
 #[test]
+fn a_crash_loop_does_not_begin_anew_with_the_next_supervisor() {
+    let home = Home::new(&(endpoint("a", "name = \"crash\"") + &endpoint("b", "")));
+    let supervisor = home.start();
+    supervisor.wait_for_state("a", "broken");
+    supervisor.wake("b");
+    supervisor.kill();
+    let supervisor = home.start();
+    supervisor.wake("b");
+    let status = supervisor.endpoint("a");
+    assert_eq!(
+        (&status["state"], &status["worker_pid"], &status["restarts_total"]),
+        (&json!("broken"), &Value::Null, &json!(0))
+    );
+    let message = "the worker of endpoint `a` keeps ending; it is tried again every 30 s";
+    assert_eq!(status["problem"]["message"], message);
+    let answer = get(crate::home::address(&status), "/v1/responses").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains(message), "{answer}");
+    assert_eq!(supervisor.endpoint("b")["generation"], 1, "it is another's loop");
+    // Who asks for a restart wants it to be tried.
+    supervisor.call("daemon.restart", Value::Null);
+    assert_eq!(supervisor.wait().code(), Some(75));
+    let supervisor = home.start();
+    supervisor.wait_for_endpoint("a", "tries", |status| status["restarts_total"].as_u64() >= Some(2));
+    supervisor.wait_for_state("a", "broken");
+    supervisor.kill();
+    // So does who changes it while nobody looks.
+    home.write_settings(&(endpoint("a", "name = \"mended\"") + &endpoint("b", "")));
+    let supervisor = home.start();
+    supervisor.wake("a");
+    supervisor.stop();
+}
+
+#[test]
 fn a_registry_that_names_a_stranger_harms_nobody() {
     let mut bystander = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
     let home = Home::new(&endpoint("a", ""));
     let supervisor = home.start();
     supervisor.wake("a");
     supervisor.kill();
-    let mut registry: Value = serde_json::from_slice(&fs::read(home.runtime("registry.json")).unwrap()).unwrap();
-    let pid = registry["workers"][0]["identity"]["pid"].as_u64().unwrap();
-    let worker = codex_control::process::Process::open(u32::try_from(pid).unwrap()).unwrap();
+    let path = home.runtime("registry.json");
+    let Loaded::Good(mut registry) = Registry::load(&path) else { panic!("there is a registry") };
+    let worker = Process::open_identity(&registry.workers[0].identity).unwrap();
     assert!(worker.signal(Signal::KILL).unwrap());
     wait_for("the worker to end", || worker.has_ended().then_some(()));
     // The number is somebody else's now, as after a reuse.
-    registry["workers"][0]["identity"]["pid"] = json!(bystander.id());
-    fs::write(home.runtime("registry.json"), registry.to_string()).unwrap();
+    registry.workers[0].identity.pid = bystander.id();
+    registry.store(&path).unwrap();
     let supervisor = home.start();
     supervisor.wake("a");
     supervisor.stop();

@@ -1,7 +1,7 @@
 //! Workers that end, hang, are sick or cannot be started; listeners that never close.
 
 use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
@@ -279,6 +279,69 @@ fn a_replaced_worker_ends_its_answers_and_none_is_refused() {
     assert!(get(address, "/health").unwrap().ends_with("generation 4\n"));
     wait_for("the old workers to end", || (home.processes().len() == 2).then_some(()));
     assert_eq!(supervisor.endpoint("a")["restarts_total"], 0);
+    supervisor.stop();
+}
+
+/// What a worker is made to leak; `scripts/processes.sh` asks for more.
+const LEAK_MIB_S: &str = "CODEX_SUPERVISOR_TEST_LEAK_MIB_S";
+const MIB: u64 = 1024 * 1024;
+
+#[test]
+fn a_leaking_worker_is_replaced_before_its_limit_again_and_again_and_no_stream_is_cut() {
+    // Its limit is what it leaks in twenty seconds.
+    let mib_s: u64 = std::env::var(LEAK_MIB_S).ok().and_then(|mib| mib.parse().ok()).unwrap_or(10);
+    let limit = mib_s * MIB * 1024 / 50;
+    let settings = format!("[daemon]\nworker_memory_bytes_max = {limit}\n");
+    let home = Home::new(&(settings + &endpoint("a", &format!("name = \"leak {mib_s}\""))));
+    let supervisor = home.start();
+    let mut events = supervisor.connect();
+    events.call("events.subscribe", Value::Null);
+    let address = supervisor.wake("a");
+    // Each generation's streams outlast it.
+    for generation in 1..=2 {
+        let streams: Vec<_> = (0..20)
+            .map(|_| {
+                let stream = begin(address, "/outlast/50").unwrap();
+                std::thread::spawn(move || BufReader::new(stream).lines().map(Result::unwrap).collect::<Vec<_>>())
+            })
+            .collect();
+        let told = std::iter::from_fn(|| events.receive().unwrap())
+            .find(|event| event["params"]["kind"] == "worker.memory-high")
+            .unwrap();
+        let detail = &told["params"]["detail"];
+        assert_eq!((&detail["generation"], &detail["limit"]), (&json!(generation), &json!(limit)));
+        let bytes = detail["bytes"].as_u64().unwrap();
+        assert!(bytes < limit, "{told}");
+        for stream in streams {
+            let lines = stream.join().unwrap();
+            let lines = &lines[lines.iter().position(String::is_empty).expect("an empty line ends the head") + 1..];
+            for (number, line) in lines.iter().enumerate() {
+                let end = if number + 1 == lines.len() { "the end" } else { "more" };
+                assert_eq!(*line, format!("{number} of generation {generation}, {end}"));
+            }
+            assert!(lines.len() > 50);
+        }
+        println!("generation {generation} was replaced at {} of {} MiB", bytes / MIB, limit / MIB);
+    }
+    let status = supervisor.endpoint("a");
+    assert_eq!((&status["restarts_total"], &status["last_exit"]), (&json!(0), &Value::Null), "that was no crash");
+    supervisor.stop();
+}
+
+#[test]
+fn a_worker_that_goes_on_leaking_while_it_ends_has_little_time() {
+    let settings = "[daemon]\nstop_timeout_s = 1\nworker_memory_bytes_max = 67108864\n".to_owned();
+    let home = Home::new(&(settings + &endpoint("a", "name = \"leak 20\"")));
+    let supervisor = home.start();
+    let address = supervisor.wake("a");
+    let worker = supervisor.worker("a");
+    let mut stream = begin(address, "/outlast/1000000").unwrap();
+    supervisor.wait_for_endpoint("a", "the next worker", |status| status["generation"] == 2);
+    wait_for("the end of the first", || worker.has_ended().then_some(()));
+    let mut rest = Vec::new();
+    // Cut, but only after it was told to end and would not.
+    let _ = stream.read_to_end(&mut rest);
+    assert!(fs::read_to_string(home.state("logs/supervisor.log")).unwrap().contains("has to end soon"));
     supervisor.stop();
 }
 

@@ -59,7 +59,7 @@ fn registry(home: &Home, supervisor: Identity, workers: &[(&str, &Stray)], sessi
         fingerprint: String::new(),
     };
     let workers = workers.iter().map(entry).collect();
-    Registry::new(supervisor, workers, sessions).store(&home.paths.registry()).unwrap();
+    Registry::new(supervisor, workers, sessions, Vec::new()).store(&home.paths.registry()).unwrap();
 }
 
 fn session(endpoint: &str, launcher: Identity, program: Identity, members: &[&Stray]) -> SessionEntry {
