@@ -51,7 +51,39 @@ inside() {
   worker=$(pgrep -u "$(id -u)" --exact codex-worker) || fail "no worker"
   supervisor=$(pgrep -u "$(id -u)" --exact codex-superviso)
   grep -q "/codex-worker-scripted-[0-9]*-$worker.scope$" "/proc/$worker/cgroup" || fail "the worker is in $(cat "/proc/$worker/cgroup")"
+  local scope limit=0
+  scope=$(sed -n 's|^0::.*/||p' "/proc/$worker/cgroup")
+  [ "$(systemctl --user show --property=MemoryHigh,MemoryMax --value "$scope" | tr '\n' ' ')" = "$((2 << 30)) $((3 << 30)) " ] ||
+    fail "the worker's memory has other limits: $(systemctl --user show --property=MemoryHigh,MemoryMax "$scope")"
+  printf '\n[daemon]\nworker_memory_bytes_max = %d\n' $((1 << 29)) >> "$HOME/.config/codex-supervisor/supervisor.toml"
+  for _ in {1..100}; do
+    limit=$(systemctl --user show --property=MemoryMax --value "$scope")
+    [ "$limit" != $((3 << 29)) ] || break
+    sleep 0.1
+  done
+  [ "$limit" = $((3 << 29)) ] || fail "the worker's memory has the limit $limit after another was set"
   codexctl status --json | grep -q '"protection": *"full"' || fail "the protection is not full: $(codexctl status)"
+
+  echo "== what Codex leaves behind"
+  printf '%s\n' '#!/bin/bash' 'for i in {1..100}; do (setsid sh -c "sleep 86400 & wait" &); (setsid sh -c "trap \"\" TERM; while :; do sleep 86400; done" &); setsid sleep 86400 & done' \
+    'echo started >&2' 'trap "exit 0" TERM' 'while :; do sleep 0.05; done' > "$HOME/stand-in"
+  chmod +x "$HOME/stand-in"
+  local launcher session codex_pid
+  sleep 86400 & local bystander=$!
+  CODEX_SUPERVISOR_CODEX=$HOME/stand-in codexctl launch cli --endpoint scripted < /dev/null 2> "$HOME/stand-in.err" &
+  launcher=$!
+  for _ in {1..300}; do ! grep -q started "$HOME/stand-in.err" || break; sleep 0.1; done
+  session=$(systemctl --user list-units --no-legend --plain 'codex-session-*.scope' | cut -d' ' -f1)
+  [ -n "$session" ] || fail "Codex has no scope of its own: $(systemctl --user list-units --no-legend --plain '*.scope')"
+  codex_pid=$(codexctl rpc session.list | grep -oE '"pid": ?[0-9]+' | head -n 1 | grep -oE '[0-9]+')
+  [ "$(pgrep -u "$(id -u)" --count --exact sleep)" -ge 300 ] || fail "the helpers were not started"
+  # The launcher would do it by itself; without it, the supervisor finds them by their scope.
+  kill -KILL "$launcher"
+  kill -TERM "$codex_pid"
+  for _ in {1..300}; do [ "$(pgrep -u "$(id -u)" --count --exact sleep)" != 1 ] || break; sleep 0.1; done
+  [ "$(pgrep -u "$(id -u)" --exact sleep)" = "$bystander" ] || fail "left, or ended: $(pgrep -u "$(id -u)" --list-full --exact sleep)"
+  kill "$bystander"
+  echo "300 helpers ended, the bystander lives"
 
   echo "== restart"
   systemctl --user restart codex-supervisor || fail "the service does not restart"

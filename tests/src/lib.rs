@@ -15,6 +15,7 @@
 //! | [`http`] | a plain blocking HTTP client, to say wrong things on purpose |
 //! | [`requests`] | reads requests for providers that are written for a measurement |
 //! | [`leftovers`] | finds processes by the home they were started in |
+//! | [`strangers`] | processes that look like ours and are none |
 //! | [`until`] | waits for a condition with a deadline |
 
 pub mod codex;
@@ -23,4 +24,5 @@ pub mod http;
 pub mod leftovers;
 pub mod provider;
 pub mod requests;
+pub mod strangers;
 pub mod until;

@@ -10,10 +10,11 @@ use std::time::Duration;
 use codex_control::process::Process;
 use codex_control::rpc::EndpointState;
 use codex_control::session::{Kind, Status};
-use e2e::home::{DEADLINE, PROVIDER_KEY, Running, SandboxHome};
+use e2e::home::{DEADLINE, PROVIDER_KEY, Running, SandboxHome, binary};
 use e2e::provider::{FakeProvider, Script, Step, When};
+use e2e::strangers::look_alike;
 use e2e::until::until;
-use e2e::{codex, leftovers};
+use e2e::{codex, http, leftovers};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -196,4 +197,101 @@ fn the_real_codex_is_watched_and_its_words_are_heard() {
     provider.release("gate");
     codex::Run::finish(running).assert_ended_well();
     until("the session to end", DEADLINE, || sessions(&home).is_empty().then_some(()));
+}
+
+/// Numbers that are given to another process; `scripts/processes.sh` asks for more.
+const REUSES: &str = "CODEX_SUPERVISOR_TEST_REUSES";
+const N_REUSES: u64 = 200;
+/// Of those, each of so many is a worker's whose supervisor was killed.
+const REUSES_PER_WORKER: u64 = 50;
+
+#[test]
+fn a_number_given_to_another_process_means_nobody() {
+    let in_namespace = || {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+        command
+    };
+    if !in_namespace().arg("true").output().is_ok_and(|output| output.status.success()) {
+        assert!(std::env::var_os("CI").is_none(), "numbers must be given to other processes in CI");
+        eprintln!("skipped: no namespace of processes is to be had");
+        return;
+    }
+    let times = std::env::var(REUSES).ok().and_then(|n| n.parse().ok()).unwrap_or(N_REUSES);
+    let workers = times / REUSES_PER_WORKER;
+    let mut command = in_namespace();
+    command.arg(binary("pid-reuse")).args([times.to_string(), workers.to_string()]).env("E2E_NO_BUILD", "1");
+    let output = command.output().unwrap();
+    let shown = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}: {shown}", output.status);
+    let counts: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&counts["reused"], &counts["workers"]), (&times.into(), &workers.into()));
+    assert!(counts["same_tick"].as_u64().unwrap() > 0, "the hard case did not come up: {shown}");
+    println!("{shown}");
+}
+
+#[test]
+fn a_damaged_registry_is_written_anew_and_nothing_is_doubled_or_killed() {
+    let (_provider, home) = home_with(STAND_IN, "");
+    let path = home.paths().registry();
+    let whole = fs::read(&path).unwrap();
+    // The bytes themselves are gone through beside the code; this is what follows.
+    for damage in [&[][..], &whole[..whole.len() / 2], b"not json", &whole[..whole.len() - 1]] {
+        let before = home.wait_state("scripted", EndpointState::Running);
+        let worker = Process::open(before.worker_pid.unwrap()).unwrap();
+        // A copy that has the same arguments and dials nobody, and is none of ours.
+        let mut look_alike = look_alike(&worker).unwrap().spawn().unwrap();
+        home.kill_supervisor();
+        fs::write(&path, damage).unwrap();
+        home.start();
+        // Adopted by what it says, and replaced, since nobody knows what it serves.
+        let after = until("another worker", LONG, || {
+            let now = home.endpoint("scripted");
+            (now.state == EndpointState::Running && now.worker_pid != before.worker_pid).then_some(now)
+        });
+        assert_eq!(after.generation, before.generation + 1, "one was started, not two");
+        assert_eq!(after.address, before.address);
+        until("the end of the first", LONG, || worker.has_ended().then_some(()));
+        assert!(look_alike.try_wait().unwrap().is_none(), "the bystander was ended");
+        look_alike.kill().unwrap();
+        look_alike.wait().unwrap();
+        let registry = fs::read_to_string(&path).unwrap();
+        assert!(registry.contains(&format!("\"pid\": {}", after.worker_pid.unwrap())), "{registry}");
+    }
+    home.stop();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn a_worker_that_uses_much_memory_is_replaced_without_a_dropped_stream() {
+    const STREAMS: usize = 12;
+    let script = Script::new().key(PROVIDER_KEY).always(When::any(), [Step::hold("gate"), Step::text("whole")]);
+    let provider = FakeProvider::start(script);
+    let home = SandboxHome::with_provider_and(&provider, "", "[daemon]\nworker_memory_bytes_max = 25165824\n");
+    let before = home.endpoint("scripted");
+    // As long as an answer has not begun its request is kept, to be made again if need be.
+    let body = serde_json::json!({
+        "model": "scripted", "stream": true, "store": false,
+        "input": [{ "type": "message", "role": "user",
+            "content": [{ "type": "input_text", "text": "x".repeat(1_500_000) }] }],
+    });
+    let body = serde_json::to_vec(&body).unwrap();
+    let (address, bearer) = (home.address("scripted"), format!("Bearer {}", home.token("scripted")));
+    let post = || {
+        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+        http::request(address, "POST", "/v1/responses", &headers, &body).unwrap().text()
+    };
+    std::thread::scope(|scope| {
+        let streams: Vec<_> = (0..STREAMS).map(|_| scope.spawn(post)).collect();
+        let after = until("another worker", LONG, || {
+            let now = home.endpoint("scripted");
+            (now.state == EndpointState::Running && now.generation > before.generation).then_some(now)
+        });
+        assert_eq!(after.restarts_total, before.restarts_total, "that was no crash: {:?}", after.last_exit);
+        provider.release("gate");
+        for stream in streams {
+            let answer = stream.join().unwrap();
+            assert!(answer.contains("whole") && answer.contains("response.completed"), "{answer}");
+        }
+    });
 }
