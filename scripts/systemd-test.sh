@@ -65,8 +65,22 @@ inside() {
   codexctl status --json | grep -q '"protection": *"full"' || fail "the protection is not full: $(codexctl status)"
 
   echo "== what Codex leaves behind"
-  printf '%s\n' '#!/bin/bash' 'for i in {1..100}; do (setsid sh -c "sleep 86400 & wait" &); (setsid sh -c "trap \"\" TERM; while :; do sleep 86400; done" &); setsid sleep 86400 & done' \
-    'echo started >&2' 'trap "exit 0" TERM' 'while :; do sleep 0.05; done' > "$HOME/stand-in"
+  # A Codex that leaves 300 helpers: with their parent gone, in sessions of their own, deaf to TERM. Half of them it
+  # starts as it ends, when its launcher is gone: nothing but their scope tells then whose they are.
+  cat > "$HOME/stand-in" << 'END'
+#!/bin/bash
+helpers() {
+  for _ in {1..50}; do
+    (setsid sh -c 'sleep 86400 & wait' &)
+    (setsid sh -c 'trap "" TERM; while :; do sleep 86400; done' &)
+    (setsid sleep 86400 &)
+  done
+}
+helpers
+echo started >&2
+trap 'helpers; exit 0' TERM
+while :; do sleep 0.05; done
+END
   chmod +x "$HOME/stand-in"
   local launcher session codex_pid
   sleep 86400 & local bystander=$!
@@ -76,8 +90,8 @@ inside() {
   session=$(systemctl --user list-units --no-legend --plain 'codex-session-*.scope' | cut -d' ' -f1)
   [ -n "$session" ] || fail "Codex has no scope of its own: $(systemctl --user list-units --no-legend --plain '*.scope')"
   codex_pid=$(codexctl rpc session.list | grep -oE '"pid": ?[0-9]+' | head -n 1 | grep -oE '[0-9]+')
-  [ "$(pgrep -u "$(id -u)" --count --exact sleep)" -ge 300 ] || fail "the helpers were not started"
-  # The launcher would do it by itself; without it, the supervisor finds them by their scope.
+  [ "$(pgrep -u "$(id -u)" --count --exact sleep)" -ge 150 ] || fail "the helpers were not started"
+  # The launcher would end them by itself; without it, the supervisor does.
   kill -KILL "$launcher"
   kill -TERM "$codex_pid"
   for _ in {1..300}; do [ "$(pgrep -u "$(id -u)" --count --exact sleep)" != 1 ] || break; sleep 0.1; done
