@@ -388,6 +388,33 @@ impl CodexConfig {
         is_other
     }
 
+    /// Where the file points Codex, if at one of our endpoints.
+    pub fn points_at(&self) -> Option<(EndpointId, SocketAddr)> {
+        self.content().and_then(|text| text::points_at(&text))
+    }
+
+    /// Puts our keys in anew, with the addresses that the endpoints have now; ends a suspension as [`Self::resume`] does.
+    /// Unlike [`Self::readdress`] this overrules an address that a person has written there.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn regenerate(
+        &self,
+        address_of: impl Fn(&EndpointId) -> Option<SocketAddr>,
+        is_served: impl FnOnce() -> bool,
+    ) -> Result<Outcome, ConfigError> {
+        let is_stale = self.points_at().is_some_and(|(id, theirs)| address_of(&id).is_some_and(|ours| ours != theirs));
+        let manner = if is_stale { Manner::Asked } else { Manner::Tidying };
+        self.change(manner, |state| {
+            state.is_suspended &= !is_served();
+            for holder in &mut state.holders {
+                if let Some((readdressed, _)) = holder.readdressed(&address_of) {
+                    *holder = readdressed;
+                }
+            }
+        })
+    }
+
     fn change(&self, manner: Manner, change: impl FnOnce(&mut State)) -> Result<Outcome, ConfigError> {
         let mut outcome = Outcome::default();
         let is_known = self
@@ -562,8 +589,13 @@ impl CodexConfig {
     }
 
     fn is_redirected(&self) -> bool {
-        let bytes = fs::canonicalize(&self.config).ok().and_then(|target| swap::content(&target));
-        bytes.is_some_and(|bytes| text::decode(&bytes).is_ok_and(text::is_redirected))
+        self.content().is_some_and(|text| text::is_redirected(&text))
+    }
+
+    /// What is in the file, if it can be read.
+    fn content(&self) -> Option<String> {
+        let bytes = fs::canonicalize(&self.config).ok().and_then(|target| swap::content(&target))?;
+        text::decode(&bytes).ok().map(str::to_owned)
     }
 
     /// Puts `new` into the place of what was `found`; `Ok(false)` if somebody else has written meanwhile.

@@ -8,7 +8,8 @@
 //!   Heartbeat every 500 ms    ─────────────►
 //!   Finished per request      ─────────────►
 //!   Signals                   ─────────────►
-//!   ◄───────────── ForgetLearned, RetryNow    (any number of times)
+//!   ◄───────────── ForgetLearned, RetryNow, RenewKey    (any number of times)
+//!   CarriedOut                ─────────────►  for each RenewKey
 //!   ◄───────────── Drain
 //!   Drained                   ─────────────►  and it exits
 //! ```
@@ -26,11 +27,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::EndpointId;
 use crate::endpoint::Endpoint;
-use crate::incident::Signal;
+use crate::incident::{ActionId, Outcome, Signal};
 use crate::process::Identity;
 
 /// Grows with every change of a message: both sides refuse another version with a clear error.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Time between two heartbeats.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 /// Heartbeats missed in a row after which a worker counts as stuck.
@@ -64,6 +65,13 @@ pub enum FromWorker {
     /// What it has seen that may mean a fault, or the end of one; at most [`SIGNALS_MAX`] at once, oldest first. All
     /// are about the worker's own endpoint.
     Signals(Vec<Signal>),
+    /// How an action went that it was told to carry out.
+    CarriedOut {
+        /// Which.
+        action: ActionId,
+        /// How.
+        outcome: Outcome,
+    },
 }
 
 /// From supervisor to worker.
@@ -80,6 +88,11 @@ pub enum ToWorker {
     ForgetLearned,
     /// Requests that wait before they try again are to try at once.
     RetryNow,
+    /// Get the provider's key anew from where it comes from, and say whether that has brought a usable one.
+    RenewKey {
+        /// The action that it is part of.
+        action: ActionId,
+    },
 }
 
 /// Who a worker is.

@@ -15,11 +15,12 @@
 //! | [`paths`], [`environment`] | every path and every environment variable, each built in one place |
 //! | [`files`], [`credentials`], [`token`], [`secret`] | private files and what may never be printed |
 //! | [`process`], [`tree`] | who a process is, proven; what it has started |
-//! | [`registry`] | which processes are ours, for the next supervisor and for `codexctl cleanup` |
+//! | [`registry`], [`cleanup`] | which processes are ours, and what of them is ended when nobody needs it any more |
 //! | [`session`] | one start of Codex, as its launcher and the supervisor talk about it |
 //! | [`guests`], [`descriptors`] | how many may come in, and who goes when there are too many |
 //! | [`redact`], [`telemetry`] | what reaches a log, and how |
 
+pub mod cleanup;
 pub mod codex_config;
 pub mod credentials;
 pub mod descriptors;

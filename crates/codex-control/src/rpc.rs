@@ -359,6 +359,8 @@ pub struct MonitorStatus {
     pub settings: MonitorSettings,
     /// Seconds between two health probes (`[daemon] health_interval_s`).
     pub health_check_interval_s: u64,
+    /// Memory of a worker before which it is replaced, in MiB: `daemon.worker_memory_bytes_max`.
+    pub max_memory_mb: u64,
     /// The model that is asked; absent: nobody is asked.
     pub ai_model: Option<String>,
     /// Why nobody is asked at present, where it is not the person's wish.

@@ -242,9 +242,15 @@ impl Engine {
         engine.history = saved.history.into_iter().take(HISTORY_MAX).collect();
         for mut incident in saved.open.into_iter().take(ACTIVE_MAX) {
             for attempt in incident.attempts.iter_mut().filter(|attempt| !attempt.state.is_over()) {
-                attempt.state = AttemptState::Unknown;
+                let (state, result) = match attempt.state {
+                    AttemptState::Planned { .. } | AttemptState::Asked => {
+                        (AttemptState::Superseded, "it was not begun: the supervisor was restarted before")
+                    }
+                    _ => (AttemptState::Unknown, "the supervisor was restarted before it was seen whether it helped"),
+                };
+                attempt.state = state;
                 attempt.ended_at_ms = Some(now);
-                "the supervisor was restarted before it was seen whether it helped".clone_into(&mut attempt.result);
+                result.clone_into(&mut attempt.result);
             }
             incident.state = IncidentState::Lapsed;
             incident.changed_at_ms = now;

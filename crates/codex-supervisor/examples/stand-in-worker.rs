@@ -158,7 +158,7 @@ async fn converse(
                     continue;
                 }
                 Some(Ok(ToWorker::Assignment(_))) => continue,
-                Some(Ok(order @ (ToWorker::ForgetLearned | ToWorker::RetryNow))) => {
+                Some(Ok(order @ (ToWorker::ForgetLearned | ToWorker::RetryNow | ToWorker::RenewKey { .. }))) => {
                     println!("told {order:?}"); // to the worker's log, where a test finds it
                     continue;
                 }

@@ -6,12 +6,14 @@
 //! is there when the others were killed. Nothing is read or written where no change was ever asked for.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use codex_control::EndpointId;
 use codex_control::codex_config::{CodexConfig, ConfigError, Outcome};
+use codex_control::incident::{ActionId, Observation, Outcome as Carried, Signal};
 use codex_control::ipc::Problem;
 use codex_control::paths::Paths;
 use codex_control::report::{self, Hinted};
@@ -22,6 +24,9 @@ use tracing::{debug, error, info};
 use crate::announce::Announcer;
 use crate::event::{Event, Queue};
 
+/// Time for a connection on this machine.
+const ANSWER_WITHIN: Duration = Duration::from_millis(200);
+
 /// Where endpoints listen.
 pub(crate) type Addresses = BTreeMap<EndpointId, SocketAddr>;
 
@@ -30,8 +35,34 @@ pub(crate) type Addresses = BTreeMap<EndpointId, SocketAddr>;
 pub(crate) struct Tended {
     /// The file.
     path: String,
-    /// What was done, or why nothing could be.
-    result: Result<Outcome, Problem>,
+    /// What was done, or why nothing could be; `None`: there was nothing to do.
+    result: Option<Result<Outcome, Problem>>,
+    /// Whether it points Codex at where an endpoint listens, if at one.
+    leads: Option<Lead>,
+}
+
+/// Where a file points Codex.
+#[derive(Debug)]
+struct Lead {
+    endpoint: EndpointId,
+    /// The port that it names, and the one that the endpoint listens on.
+    ports: (u16, u16),
+    /// Whether it is another port, and Codex does not find the endpoint there: a person may have put something of their
+    /// own in between.
+    is_stale: bool,
+}
+
+impl Tended {
+    /// What the incident engine has to know of it.
+    pub(crate) fn signal(&self) -> Option<Signal> {
+        let Lead { endpoint, ports: (theirs, ours), is_stale } = self.leads.as_ref()?;
+        if theirs == ours {
+            return Some(Signal::of(Observation::ConfigSound, endpoint));
+        }
+        let detail = format!("`{}` names port {theirs}, `{endpoint}` listens on port {ours}", self.path);
+        let stale = Signal::of(Observation::ConfigPortStale, endpoint).value((*theirs).into()).limit((*ours).into());
+        is_stale.then(|| stale.detail(detail))
+    }
 }
 
 /// Looks after the files, one look at a time, and away from the owner task: a disk may be slow, and another process may
@@ -60,18 +91,42 @@ impl Tender {
         });
     }
 
+    /// Puts our keys in again where they have to be, with the `addresses` that endpoints have now; an event says how
+    /// that went.
+    pub(crate) fn regenerate(&self, paths: &Paths, queue: &Queue, addresses: Addresses, action: ActionId) {
+        let (paths, queue, is_ending) = (paths.clone(), queue.clone(), self.is_ending.clone());
+        // On a thread of its own, which ends by itself: what it waits for has deadlines.
+        tokio::task::spawn_blocking(move || {
+            let is_served = || !is_ending.load(Ordering::SeqCst);
+            let address_of = |endpoint: &EndpointId| addresses.get(endpoint).copied();
+            let regenerated =
+                |config: CodexConfig| tended(&config, Some(config.regenerate(address_of, is_served)), &addresses);
+            let tended: Vec<Tended> = CodexConfig::remembered(&paths).into_iter().map(regenerated).collect();
+            let failed = tended.iter().filter_map(|tended| match &tended.result {
+                Some(Err(problem)) => Some(problem.message.clone()),
+                _ => None,
+            });
+            let failed: Vec<String> = failed.collect();
+            let outcome = if failed.is_empty() { Carried::Done } else { Carried::Failed(failed.join("; ")) };
+            // What is in the files now is seen after it is known that this was done. Both fail only when we end.
+            let _ = queue.blocking_send(Event::CarriedOut { action, outcome });
+            let _ = queue.blocking_send(Event::ConfigTended(tended));
+        });
+    }
+
     /// Takes our keys out of every file, for as long as nobody serves them. In place, and before a worker is ended: who
     /// reads the file after this finds the person's own settings, who has read it before is still served.
     pub(crate) fn end(&mut self, paths: &Paths, announcer: &mut Announcer) {
         self.is_ending.store(true, Ordering::SeqCst);
-        let suspended = CodexConfig::remembered(paths).into_iter().map(|config| tended(&config, config.suspend()));
-        self.looked(suspended.collect(), announcer);
+        let suspended = |config: CodexConfig| tended(&config, Some(config.suspend()), &Addresses::new());
+        self.looked(CodexConfig::remembered(paths).into_iter().map(suspended).collect(), announcer);
     }
 
     /// Tells what a look has come to.
     pub(crate) fn looked(&mut self, tended: Vec<Tended>, announcer: &mut Announcer) {
         self.is_busy = false;
-        for Tended { path, result } in tended {
+        for Tended { path, result, leads: _ } in tended {
+            let Some(result) = result else { continue };
             let known = self.told.iter().position(|(known, _)| *known == path);
             match result {
                 Ok(outcome) => {
@@ -104,11 +159,10 @@ fn tend(paths: &Paths, resumes: bool, addresses: &Addresses, is_ending: &AtomicB
     for config in CodexConfig::remembered(paths) {
         // First, so that nothing leads to a former address even for a moment.
         if config.is_misaddressed(address_of) {
-            all.push(tended(&config, config.readdress(address_of)));
+            all.push(tended(&config, Some(config.readdress(address_of)), addresses));
         }
-        if resumes || config.needs_recovery() {
-            all.push(tended(&config, config.resume(is_served)));
-        }
+        let is_due = resumes || config.needs_recovery();
+        all.push(tended(&config, is_due.then(|| config.resume(is_served)), addresses));
     }
     all
 }
@@ -116,7 +170,7 @@ fn tend(paths: &Paths, resumes: bool, addresses: &Addresses, is_ending: &AtomicB
 /// Takes our keys out of every file for good.
 pub(crate) fn restore(paths: &Paths) -> Result<Vec<ConfigStatus>, Problem> {
     for config in CodexConfig::remembered(paths) {
-        tended(&config, config.restore()).result?;
+        tended(&config, Some(config.restore()), &Addresses::new()).result.transpose()?;
     }
     Ok(status(paths))
 }
@@ -136,9 +190,24 @@ pub(crate) fn status(paths: &Paths) -> Vec<ConfigStatus> {
         .collect()
 }
 
-fn tended(config: &CodexConfig, result: Result<Outcome, ConfigError>) -> Tended {
+fn tended(config: &CodexConfig, result: Option<Result<Outcome, ConfigError>>, addresses: &Addresses) -> Tended {
     let problem = |error: ConfigError| Problem { message: report::chain(&error), hint: error.hint() };
-    Tended { path: config.path().display().to_string(), result: result.map_err(problem) }
+    Tended {
+        path: config.path().display().to_string(),
+        result: result.map(|result| result.map_err(problem)),
+        leads: config.points_at().and_then(|(endpoint, theirs)| {
+            let ours = *addresses.get(&endpoint)?;
+            let is_stale = theirs != ours && (addresses.values().any(|other| *other == theirs) || is_dead(theirs));
+            Some(Lead { endpoint, ports: (theirs.port(), ours.port()), is_stale })
+        }),
+    }
+}
+
+/// Whether nobody listens there. Only this machine is asked; what is elsewhere counts as alive.
+fn is_dead(address: SocketAddr) -> bool {
+    address.ip().is_loopback()
+        && TcpStream::connect_timeout(&address, ANSWER_WITHIN)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
 }
 
 fn tell(path: &str, outcome: &Outcome, announcer: &mut Announcer) {

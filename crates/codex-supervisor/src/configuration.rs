@@ -12,6 +12,7 @@ use codex_control::paths::Paths;
 use codex_control::report::{self, Hinted};
 use codex_control::settings::{EndpointSettings, Settings, SettingsError};
 use codex_control::tables::Tables;
+use codex_control::tables::incident::{self, IncidentTables};
 
 use codex_control::registry::fingerprint;
 
@@ -22,6 +23,8 @@ pub(crate) struct Configuration {
     pub(crate) settings: Settings,
     /// The tables, with the person's rows.
     pub(crate) tables: Tables,
+    /// The tables of the incident engine, with the person's rows.
+    pub(crate) incident_tables: IncidentTables,
     /// What is wrong with the files as they are now.
     pub(crate) problem: Option<Problem>,
     stamps: Vec<Option<Stamp>>,
@@ -40,8 +43,14 @@ impl Configuration {
     /// Reads everything for the first time.
     pub(crate) fn load(paths: &Paths) -> Self {
         let (tables, problems) = Tables::load(paths);
-        let mut configuration =
-            Self { settings: Settings::default(), tables, problem: problems.first().map(told), stamps: stamps(paths) };
+        let mut configuration = Self {
+            settings: Settings::default(),
+            tables,
+            incident_tables: IncidentTables::embedded(),
+            problem: problems.first().map(told),
+            stamps: stamps(paths),
+        };
+        configuration.reload_incident_tables(paths);
         match Settings::load(&paths.settings()) {
             Ok(settings) => configuration.settings = settings,
             Err(error) => configuration.problem = Some(told(&error)),
@@ -65,8 +74,19 @@ impl Configuration {
         if problems.is_empty() {
             self.tables = tables;
         }
+        self.reload_incident_tables(paths);
         self.settings = settings;
         true
+    }
+
+    /// Takes the tables of the incident engine over, all of them or, where one cannot be used, none.
+    fn reload_incident_tables(&mut self, paths: &Paths) {
+        match IncidentTables::load_sound(paths.config_folder()) {
+            Ok(tables) => self.incident_tables = tables,
+            Err(problem) => {
+                self.problem.get_or_insert(problem);
+            }
+        }
     }
 
     /// Whether a file is not the one that was read last.
@@ -132,8 +152,8 @@ fn told(error: &SettingsError) -> Problem {
 }
 
 fn stamps(paths: &Paths) -> Vec<Option<Stamp>> {
-    let files = [paths.settings(), paths.table_override("providers"), paths.table_override("models")];
-    files.iter().map(|path| stamp(path)).collect()
+    let tables = ["providers", "models"].iter().chain(incident::TABLES).map(|name| paths.table_override(name));
+    std::iter::once(paths.settings()).chain(tables).map(|path| stamp(&path)).collect()
 }
 
 /// Follows links: a person may keep the file elsewhere.
@@ -229,6 +249,34 @@ mod tests {
         assert!(configuration.reload(&home.paths));
         assert_eq!(configuration.plan(), good);
         assert!(configuration.problem.unwrap().message.contains("providers.toml:"));
+    }
+
+    #[test]
+    fn a_broken_table_of_the_incident_engine_keeps_the_last_good_rows() {
+        const RULE: &str = "[[rule]]\nid = 'upstream_429'\nfault = 'B1'\ndo = ['wait_retry_after']\nmode = 'observe'\n";
+        let home = Home::new();
+        let table = home.paths.table_override("rules");
+        let mut configuration = Configuration::load(&home.paths);
+        assert_eq!(configuration.incident_tables, IncidentTables::embedded());
+        std::fs::write(&table, RULE).unwrap();
+        assert!(configuration.is_outdated(&home.paths));
+        assert!(configuration.reload(&home.paths));
+        let good = configuration.incident_tables.clone();
+        assert_ne!(good, IncidentTables::embedded());
+        for (broken, message) in [
+            (format!("{RULE}[[rule]]\nid = 'x'\ndo = 'ignore'\n"), "rules.toml:8:6"),
+            (format!("{RULE}count = 0\n"), "rules.toml: `upstream_429`: `count` must be 1 to 100"),
+        ] {
+            std::fs::write(&table, broken).unwrap();
+            assert!(configuration.reload(&home.paths));
+            let problem = configuration.problem.clone().unwrap();
+            assert!(problem.message.contains(message), "{problem:?}");
+            assert!(problem.hint.is_some(), "{problem:?}");
+            assert_eq!(configuration.incident_tables, good);
+        }
+        std::fs::remove_file(&table).unwrap();
+        assert!(configuration.reload(&home.paths));
+        assert_eq!((configuration.incident_tables, configuration.problem), (IncidentTables::embedded(), None));
     }
 
     #[test]

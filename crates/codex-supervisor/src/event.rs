@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use codex_control::EndpointId;
-use codex_control::incident::{Answer, IncidentId};
+use codex_control::incident::{ActionId, Answer, IncidentId, Outcome};
 use codex_control::ipc::{FromWorker, Hello, ToWorker};
 use codex_control::rpc::{Request, RpcError};
 use codex_control::session::SessionId;
@@ -101,6 +101,13 @@ pub(crate) enum Event {
         incident: IncidentId,
         /// What it said.
         answer: Answer,
+    },
+    /// An action that took its time was carried out, or could not be.
+    CarriedOut {
+        /// Which.
+        action: ActionId,
+        /// How it went.
+        outcome: Outcome,
     },
     /// A settings file may have changed.
     SettingsTouched,

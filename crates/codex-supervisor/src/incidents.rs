@@ -22,6 +22,7 @@ pub(crate) mod store;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use codex_control::EndpointId;
 use codex_control::incident::{ActionId, Incident, IncidentId, IncidentState, Millis, Signal};
 use codex_control::tables::incident::IncidentTables;
 use codex_incident::{Act, Diagnose, Directive, Engine, Notice, Policy, Saved};
@@ -126,6 +127,12 @@ impl Incidents {
         let attempts = self.engine.incidents().flat_map(|incident| &incident.attempts);
         let decided_at_ms = attempts.into_iter().find(|attempt| attempt.id == id)?.decided_at_ms;
         Some(self.instant(decided_at_ms))
+    }
+
+    /// The endpoint that an action is about.
+    pub(crate) fn endpoint_of(&self, id: ActionId) -> Option<&EndpointId> {
+        let has = |incident: &&Incident| incident.attempts.iter().any(|attempt| attempt.id == id);
+        self.engine.incidents().find(has)?.endpoint.as_ref()
     }
 
     fn instant(&self, at_ms: Millis) -> Instant {

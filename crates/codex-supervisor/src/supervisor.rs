@@ -28,14 +28,13 @@ use codex_control::environment::Environment;
 use codex_control::incident::{self, Observation};
 use codex_control::paths::Paths;
 use codex_control::rpc::{EndpointState, RpcError};
-use codex_control::tables::incident::IncidentTables;
 use sd_notify::NotifyState;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use crate::announce::{Announcer, Line};
-use crate::codex_config::Tender;
+use crate::codex_config::{Addresses, Tender};
 use crate::configuration::{Configuration, Difference, Planned, differences};
 use crate::database::Database;
 use crate::event::{Event, Farewell, Queue, Signal};
@@ -146,6 +145,7 @@ impl Supervisor {
             scope_problem: None,
             log_limits,
             signals: VecDeque::new(),
+            carried_out: Vec::new(),
             n_signals_dropped: 0,
             is_stopping: false,
             status_is_outdated: true,
@@ -153,10 +153,9 @@ impl Supervisor {
         };
         let mut plan = configuration.plan();
         services.standing.apply(&mut plan);
-        // A table that cannot be used is told with the first change of it; until then the embedded one holds.
-        let (tables, _) = IncidentTables::load_from(services.paths.config_folder());
         let policy = mending::policy(&configuration);
-        let incidents = Incidents::start(tables, policy, &services.database, &services.queue, now);
+        let incidents =
+            Incidents::start(configuration.incident_tables.clone(), policy, &services.database, &services.queue, now);
         let mut supervisor = Self {
             plan,
             incidents,
@@ -287,7 +286,8 @@ impl Supervisor {
                     let _ = self.services.queue.try_send(Event::SessionWrote { session });
                 }
             }
-            Event::ConfigTended(tended) => self.tender.looked(tended, &mut self.services.announcer),
+            Event::ConfigTended(tended) => self.config_tended(tended),
+            Event::CarriedOut { action, outcome } => self.carried_out(action, outcome, now),
             Event::IncidentsLoaded(loaded) => self.incidents.loaded(*loaded, now),
             Event::IncidentKept(kept) => {
                 if let Some(deed) = self.incidents.kept(&kept, now) {
@@ -347,9 +347,13 @@ impl Supervisor {
 
     /// Looks after Codex's own configuration.
     fn look_after_codex(&mut self, resumes: bool) {
+        self.tender.look(&self.services.paths, &self.services.queue, resumes, self.addresses());
+    }
+
+    /// Where endpoints listen.
+    fn addresses(&self) -> Addresses {
         let address_of = |(id, managed): (&EndpointId, &Managed)| Some((id.clone(), managed.address()?));
-        let addresses = self.endpoints.iter().filter_map(address_of).collect();
-        self.tender.look(&self.services.paths, &self.services.queue, resumes, addresses);
+        self.endpoints.iter().filter_map(address_of).collect()
     }
 
     /// Looks how much memory the workers and Codex use.

@@ -2,18 +2,23 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::{Mutex as StdMutex, PoisonError};
+use std::sync::{Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use codex_control::credentials::{self, CREDENTIAL_BYTES_MAX, CredentialError};
 use codex_control::endpoint::{CredentialSource, Endpoint};
 use codex_control::ipc::Problem;
 use codex_control::token::SEAL_KEY_BYTES;
 use codex_control::{EndpointId, Secret, report};
 use codex_translate::sealed;
+use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::sync::Mutex;
+
+use crate::worker::now_unix_ms;
 
 /// How long a key from a file is used before the file is looked at again.
 const FILE_AGE_MAX: Duration = Duration::from_secs(5);
@@ -29,10 +34,51 @@ pub(crate) struct Credential {
     stored: PathBuf,
     /// Keys the names of accounts.
     seal_key: [u8; SEAL_KEY_BYTES],
-    /// Name of the account whose key was read last. The lock protects this one value.
-    account: StdMutex<String>,
+    /// What is known about the key that was read last. The lock protects this one value.
+    known: StdMutex<Known>,
     /// Held while the key is read, so that concurrent requests start one program, not many.
     cached: Mutex<Option<(Instant, Secret)>>,
+}
+
+/// What is known about a key without asking its provider.
+#[derive(Default)]
+struct Known {
+    /// Name of its account.
+    account: String,
+    /// When it ends, in Unix milliseconds, where it says so.
+    ends_at_ms: Option<u64>,
+}
+
+/// What getting a key anew has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Renewed {
+    /// The provider wants none.
+    None,
+    /// It says that it is valid.
+    Valid,
+    /// It says that it has expired.
+    Expired,
+    /// It says nothing, and is another than before.
+    Another,
+    /// It says nothing, and is the one that there was.
+    Same,
+}
+
+/// When a key ends, in Unix milliseconds, if it is a JSON web token that says so. Its signature is its provider's matter.
+///
+/// Source: RFC 7519, section 4.1.4.
+fn ends_at_ms(key: &str) -> Option<u64> {
+    /// Seconds since 1970, with a fraction or without.
+    #[derive(Deserialize)]
+    struct Claims {
+        exp: f64,
+    }
+    let mut parts = key.split('.');
+    let (_header, claims, _signature) = (parts.next()?, parts.next()?, parts.next()?);
+    let claims = URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).ok()?;
+    let Claims { exp } = serde_json::from_slice(&claims).ok()?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be within a sane range")]
+    (0.0..1e12).contains(&exp).then_some((exp * 1000.0) as u64)
 }
 
 /// Why there is no key.
@@ -75,7 +121,7 @@ impl Credential {
             source: endpoint.credential.clone(),
             stored,
             seal_key,
-            account: StdMutex::default(),
+            known: StdMutex::default(),
             cached: Mutex::new(None),
         }
     }
@@ -85,7 +131,17 @@ impl Credential {
     ///
     /// A program that prints keys stands for its account: it may well print another key every hour.
     pub(crate) fn account(&self) -> String {
-        self.account.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.known().account.clone()
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long the key that was read last is past its end at the Unix time `now_ms`; 0: not yet. `None`: it says no end,
+    /// or none was read.
+    pub(crate) fn expired_for_ms(&self, now_ms: u64) -> Option<u64> {
+        self.known().ends_at_ms.map(|at| now_ms.saturating_sub(at))
     }
 
     pub(crate) fn source(&self) -> &CredentialSource {
@@ -99,6 +155,8 @@ impl Credential {
         }
         let mut cached = self.cached.lock().await;
         let age_max = if matches!(self.source, CredentialSource::Command(_)) { COMMAND_AGE_MAX } else { FILE_AGE_MAX };
+        // What has expired is asked for anew, but not with every request.
+        let age_max = if self.expired_for_ms(now_unix_ms()).is_some_and(|ms| ms > 0) { FILE_AGE_MAX } else { age_max };
         if let Some((read_at, key)) = &*cached
             && read_at.elapsed() < age_max
         {
@@ -109,7 +167,7 @@ impl Credential {
             CredentialSource::Command(command) => sealed::account(&self.seal_key, command.join("\0").as_bytes()),
             _ => sealed::account(&self.seal_key, key.expose().as_bytes()),
         };
-        *self.account.lock().unwrap_or_else(PoisonError::into_inner) = account;
+        *self.known() = Known { account, ends_at_ms: ends_at_ms(key.expose()) };
         *cached = Some((Instant::now(), key.clone()));
         Ok(Some(key))
     }
@@ -118,6 +176,18 @@ impl Credential {
     pub(crate) async fn has_changed(&self, refused: Option<&Secret>) -> bool {
         *self.cached.lock().await = None;
         matches!((self.get().await, refused), (Ok(Some(now)), Some(refused)) if now != *refused)
+    }
+
+    /// Gets the key anew from where it comes from, whatever its age.
+    pub(crate) async fn renew(&self) -> Result<Renewed, KeyError> {
+        let before = self.cached.lock().await.take().map(|(_, key)| key);
+        let Some(key) = self.get().await? else { return Ok(Renewed::None) };
+        Ok(match self.expired_for_ms(now_unix_ms()) {
+            Some(0) => Renewed::Valid,
+            Some(_) => Renewed::Expired,
+            None if before.is_some_and(|before| before == key) => Renewed::Same,
+            None => Renewed::Another,
+        })
     }
 
     async fn read(&self) -> Result<Secret, KeyError> {
@@ -165,5 +235,29 @@ impl Credential {
         credentials::validated(&printed)
             .map(|key| Secret::new(key.to_owned()))
             .map_err(|source| KeyError::Unusable { endpoint: self.endpoint.clone(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_web_token_says_when_it_ends() {
+        let token = |claims: &str| format!("eyJhbGciOiJIUzI1NiJ9.{}.sig", URL_SAFE_NO_PAD.encode(claims));
+        for (key, expected) in [
+            (token(r#"{"sub":"1","exp":1700000000}"#), Some(1_700_000_000_000)),
+            (token(r#"{"exp":1700000000.5}"#), Some(1_700_000_000_500)),
+            (token(r#"{"sub":"1"}"#), None),
+            (token(r#"{"exp":"soon"}"#), None),
+            (token(r#"{"exp":-1}"#), None),
+            (token(r#"{"exp":1e300}"#), None),
+            (token("no json"), None),
+            ("sk-proj-abc.def".to_owned(), None),
+            ("a.b.c".to_owned(), None),
+            (String::new(), None),
+        ] {
+            assert_eq!(ends_at_ms(&key), expected, "{key}");
+        }
     }
 }

@@ -73,7 +73,9 @@ pub(crate) async fn run_supervised(supervision: Supervision) -> anyhow::Result<(
         match socket.next().await {
             Some(Ok(ToWorker::Assignment(assignment))) => Ok(Some((socket, assignment))),
             Some(Ok(ToWorker::Drain { .. })) => Ok(None),
-            Some(Ok(ToWorker::ForgetLearned | ToWorker::RetryNow)) => bail!("the supervisor gives orders too early"),
+            Some(Ok(ToWorker::ForgetLearned | ToWorker::RetryNow | ToWorker::RenewKey { .. })) => {
+                bail!("the supervisor gives orders too early")
+            }
             Some(Err(error)) => Err(anyhow::Error::from(error)),
             None => bail!("the supervisor does not want this worker"),
         }
@@ -96,7 +98,10 @@ pub(crate) async fn run_supervised(supervision: Supervision) -> anyhow::Result<(
     let serving = tokio::spawn(serve::run(Arc::clone(&worker), listener, drain.clone()));
     let warm_up = tokio::spawn({
         let worker = Arc::clone(&worker);
-        async move { warm_up(&worker).await }
+        async move {
+            warm_up(&worker).await;
+            worker.watch_sign_in().await;
+        }
     });
     let hello = Hello { serving: Some(address), ..hello };
     let link = Link {
@@ -261,6 +266,15 @@ impl Link {
                     }
                     Some(Ok(ToWorker::RetryNow)) => {
                         self.worker.retry_now.notify_waiters();
+                        continue;
+                    }
+                    Some(Ok(ToWorker::RenewKey { action })) => {
+                        let worker = Arc::clone(&self.worker);
+                        // Ends with the program that prints the key, which has a deadline.
+                        tokio::spawn(async move {
+                            let outcome = worker.renew_key().await;
+                            worker.report(FromWorker::CarriedOut { action, outcome });
+                        });
                         continue;
                     }
                     Some(Err(error)) => {

@@ -35,6 +35,7 @@ mod metrics;
 mod models;
 mod route;
 mod serve;
+mod sign_in;
 mod signals;
 mod standalone;
 mod stream;

@@ -147,6 +147,14 @@ fn quoted_start(text: &str) -> String {
     start
 }
 
+/// Where a provider of ours leads: the endpoint that it asks a token for, and the address.
+pub(super) fn destination(provider: &toml::Value) -> Option<(EndpointId, SocketAddr)> {
+    let base_url = provider.get("base_url")?.as_str()?;
+    let address = base_url.strip_prefix("http://")?.split('/').next()?.parse().ok()?;
+    let arguments = provider.get("auth")?.get("args")?;
+    Some((arguments.get(1)?.as_str()?.parse().ok()?, address))
+}
+
 /// `text` as a TOML basic string.
 fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);

@@ -166,6 +166,39 @@ fn an_endpoint_that_moves_is_followed_where_its_address_still_stands() {
 }
 
 #[test]
+fn what_is_regenerated_leads_to_where_endpoints_are_now() {
+    let zai: EndpointId = "zai".parse().unwrap();
+    let (before, after) = ("127.0.0.1:41017", "127.0.0.1:41018");
+    let address = |text: &'static str| move |_: &EndpointId| text.parse().ok();
+    let home = Home::with(OWN);
+    assert_eq!(home.config().points_at(), None);
+    assert_eq!(home.config().regenerate(address(after), || true).unwrap(), Outcome::default());
+    home.config().hold(holder("zai")).unwrap();
+    assert_eq!(home.config().points_at(), Some((zai.clone(), before.parse().unwrap())));
+    let written = home.read();
+    let kept = home.config().regenerate(address(before), || true).unwrap();
+    assert!(!kept.has_changed);
+    assert_eq!(home.read(), written);
+
+    let changed = home.config().regenerate(address(after), || true).unwrap();
+    assert!(changed.has_changed);
+    assert_eq!(home.read(), written.replace(before, after));
+    // One that was written by hand leads nowhere, and goes; it is kept aside.
+    home.write(home.read().replace(after, "127.0.0.1:1"));
+    let mended = home.config().regenerate(address(after), || true).unwrap();
+    assert_eq!((mended.has_changed, mended.aside.len()), (true, 1));
+    assert_eq!(home.config().points_at(), Some((zai.clone(), after.parse().unwrap())));
+    // What else was edited stays.
+    let edited = home.read().replace("request_max_retries = 4", "request_max_retries = 9");
+    home.write(&edited);
+    home.config().regenerate(address(after), || true).unwrap();
+    assert_eq!(home.read(), edited);
+    home.config().release("zai").unwrap();
+    assert_eq!(home.read(), OWN);
+    home.assert_no_litter();
+}
+
+#[test]
 fn owner_and_links_stay() {
     let home = Home::new();
     let dotfiles = home.folder.path().join("dotfiles");

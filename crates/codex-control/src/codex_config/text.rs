@@ -15,14 +15,16 @@
 //! provider would refuse it. Lines of our provider's table go in any form, since half a provider keeps Codex from
 //! starting; others' comments between them stay.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use toml_edit::{Document, InlineTable, Item, Table};
 
 use super::redirect::{
-    Key, MODEL_KEY, NAME_SUFFIX, PROVIDER_ID, PROVIDER_KEY, PROVIDERS_TABLE, SEARCH_KEY, TOKEN_COMMAND,
+    Key, MODEL_KEY, NAME_SUFFIX, PROVIDER_ID, PROVIDER_KEY, PROVIDERS_TABLE, SEARCH_KEY, TOKEN_COMMAND, destination,
 };
+use crate::EndpointId;
 use crate::settings::position;
 
 /// Stands behind each line that we put in.
@@ -227,6 +229,13 @@ pub(super) fn unremembered(text: &str) -> Result<Option<Vec<Change>>, TextError>
 pub(super) fn is_redirected(text: &str) -> bool {
     Document::parse(text)
         .is_ok_and(|document| document.as_table().get(PROVIDER_KEY).and_then(Item::as_str) == Some(PROVIDER_ID))
+}
+
+/// Where Codex is pointed at by `text`, if at one of our endpoints.
+pub(super) fn points_at(text: &str) -> Option<(EndpointId, SocketAddr)> {
+    let root = table(text).ok()?;
+    let is_chosen = root.get(PROVIDER_KEY)?.as_str()? == PROVIDER_ID;
+    destination(root.get(PROVIDERS_TABLE)?.get(PROVIDER_ID)?).filter(|_| is_chosen)
 }
 
 fn is_our_provider(provider: &Item) -> bool {

@@ -10,12 +10,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{load_override, merge};
 use crate::incident::{Action, Actor, Fault, Level, Mode, Observation, TAG_BYTES_MAX, TAGS_MAX};
+use crate::ipc::Problem;
+use crate::report::{self, Hinted};
 use crate::settings::SettingsError;
 
 /// Largest `count` of a rule: what has to be seen a hundred times first is no rule but a statistic.
 pub const COUNT_MAX: u32 = 100;
 /// Most actions of one rule, one after the other.
 pub const ACTIONS_MAX: usize = 2;
+/// The tables of which a person may have rows of their own.
+pub const TABLES: &[&str] = &["faults", "rules", "signatures", "patterns", "prices"];
 /// Longest line in which signatures are looked for; the rest of it is not read.
 pub const LINE_BYTES_MAX: usize = 4096;
 
@@ -318,7 +322,7 @@ impl IncidentTables {
     /// The embedded tables with the person's overrides in `config_folder`.
     ///
     /// A file that does not parse is left out whole, and the error says where it is wrong. Rows that parse and make no
-    /// sense are found by [`Self::check`]; they are harmless, they only never act.
+    /// sense are found by [`Self::check`].
     pub fn load_from(config_folder: &Path) -> (Self, Vec<SettingsError>) {
         let mut tables = Self::embedded();
         let mut problems = Vec::new();
@@ -337,6 +341,22 @@ impl IncidentTables {
         take!(PatternsFile, "patterns", pattern, patterns, |row| (row.id.clone(), row.fix));
         take!(PricesFile, "prices", price, prices, |row| row.id.clone());
         (tables, problems)
+    }
+
+    /// The same, where nothing is wrong with any of them.
+    ///
+    /// # Errors
+    /// The first thing that is wrong: a file that does not parse, with its line, or a row that makes no sense.
+    pub fn load_sound(config_folder: &Path) -> Result<Self, Problem> {
+        let (tables, problems) = Self::load_from(config_folder);
+        let check = || "`codexctl rules check` shows all that is wrong".to_owned();
+        if let Some(error) = problems.first() {
+            return Err(Problem { message: report::chain(error), hint: error.hint().or_else(|| Some(check())) });
+        }
+        match tables.check().first() {
+            Some(problem) => Err(Problem { message: problem.to_string(), hint: Some(check()) }),
+            None => Ok(tables),
+        }
     }
 
     /// The rules of a file that is to be tried out, over the embedded ones; the other tables are the embedded ones.

@@ -510,7 +510,7 @@ fn a_lasting_state_needs_no_new_directive_after_a_restart() {
     bench.see(Observation::FactsCorrupt);
     bench.restart();
     let incident = bench.incident();
-    assert_eq!((incident.state, incident.attempts[0].state), (IncidentState::Lapsed, AttemptState::Unknown));
+    assert_eq!((incident.state, incident.attempts[0].state), (IncidentState::Lapsed, AttemptState::Superseded));
     bench.pass(60_000);
     assert_eq!(bench.actions(), [], "what was planned before is not carried out after");
     bench.see(Observation::RegistryStale);

@@ -860,6 +860,9 @@ impl Managed {
                     services.see(incident::Signal { endpoint: Some(self.id.clone()), ..signal });
                 }
             }
+            FromWorker::CarriedOut { action, outcome } => {
+                services.carried_out.push((self.id.clone(), action, outcome));
+            }
             FromWorker::Drained => debug!(endpoint = %self.id, generation, "a worker has ended its answers"),
             FromWorker::Hello(_) => warn!(endpoint = %self.id, generation, "a worker says Hello twice"),
         }

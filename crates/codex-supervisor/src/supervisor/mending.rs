@@ -6,6 +6,8 @@
 use std::time::Instant;
 
 use codex_control::EndpointId;
+use codex_control::cleanup::{self, Fate};
+use codex_control::endpoint;
 use codex_control::incident::{Action, ActionId, Actor, AttemptState, IncidentId, Observation, Outcome, Signal};
 use codex_control::ipc::ToWorker;
 use codex_control::report;
@@ -14,20 +16,24 @@ use codex_control::rpc::{
     UsageParams, code,
 };
 use codex_control::settings::edit::Edit;
-use codex_control::tables::incident::IncidentTables;
 use codex_incident::{Act, Diagnose, Facts, Policy};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::Supervisor;
 use super::calls::{Answer, json, no_params, read};
-use crate::configuration::Configuration;
+use crate::codex_config::Tended;
+use crate::configuration::{Configuration, Planned};
 use crate::database::incidents;
 use crate::event::Event;
 use crate::incidents::ask::{self, Expert};
 use crate::incidents::{Deed, Told, desktop, simulate, store};
 use crate::standing::TIMEOUT_RAISES_MAX;
+
+const MIB: u64 = 1024 * 1024;
+/// The setting that the original calls `max_memory_mb`.
+const WORKER_MEMORY: &str = "worker_memory_bytes_max";
 
 /// What `configuration` allows.
 pub(super) fn policy(configuration: &Configuration) -> Policy {
@@ -60,11 +66,26 @@ fn is_local(base_url: &str) -> bool {
     matches!(name, "localhost" | "[::1]") || name.starts_with("127.")
 }
 
+/// How far an action has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// It was carried out.
+    Done,
+    /// It takes its time; an event will say how it went.
+    UnderWay,
+}
+
 impl Supervisor {
     /// Lets the engine see what has happened, and does what it decides.
     pub(super) fn mend(&mut self, now: Instant) {
         for signal in self.services.signals.drain(..) {
             self.incidents.observe(signal, now);
+        }
+        for (endpoint, action, outcome) in std::mem::take(&mut self.services.carried_out) {
+            // Whatever it says, a worker speaks about its own endpoint alone.
+            if self.incidents.endpoint_of(action) == Some(&endpoint) {
+                self.carried_out(action, outcome, now);
+            }
         }
         let (told, deeds) = self.incidents.poll(&self.services.database, &self.services.queue, now);
         for told in told {
@@ -99,33 +120,49 @@ impl Supervisor {
         match deed {
             Deed::Ask(question) => self.ask(question, now),
             Deed::Act(act) => {
-                let outcome = self.act(&act, now);
-                info!(incident = %act.incident, action = %act.action, endpoint = act.endpoint.as_ref().map(EndpointId::as_str), tier = act.tier.number(), because = act.because, outcome = ?outcome, "an action was carried out");
-                let now_ms = self.incidents.millis(now);
-                self.incidents.engine().outcome(now_ms, act.id, outcome);
+                info!(incident = %act.incident, action = %act.action, endpoint = act.endpoint.as_ref().map(EndpointId::as_str), tier = act.tier.number(), because = act.because, "an action is carried out");
+                let outcome = match self.act(&act, now) {
+                    Ok(Progress::Done) => Outcome::Done,
+                    Ok(Progress::UnderWay) => return,
+                    Err(reason) => Outcome::Failed(reason),
+                };
+                self.carried_out(act.id, outcome, now);
             }
         }
     }
 
-    fn act(&mut self, act: &Act, now: Instant) -> Outcome {
-        if self.services.is_stopping {
-            return Outcome::Failed("the supervisor is about to end".to_owned());
+    /// An action was carried out, or could not be.
+    pub(super) fn carried_out(&mut self, action: ActionId, outcome: Outcome, now: Instant) {
+        info!(%action, ?outcome, "an action was carried out");
+        let now_ms = self.incidents.millis(now);
+        if !self.incidents.engine().outcome(now_ms, action, outcome) {
+            info!(%action, "nobody waits for it any more");
         }
-        let mut result = Ok(());
+    }
+
+    fn act(&mut self, act: &Act, now: Instant) -> Result<Progress, String> {
+        if self.services.is_stopping {
+            return Err("the supervisor is about to end".to_owned());
+        }
+        let mut progress = Progress::Done;
         // What a worker or a person does is theirs.
         let ours =
             [Some(act.action), act.then].into_iter().flatten().filter(|action| action.actor() == Actor::Supervisor);
         for action in ours {
-            result = result.and_then(|()| match &act.endpoint {
-                Some(endpoint) => self.act_on(endpoint, action, act.id, now),
-                None => self.act_here(action),
-            });
+            let of_action = match &act.endpoint {
+                Some(endpoint) => self.act_on(endpoint, action, act.id, now)?,
+                None => self.act_here(action, act.id)?,
+            };
+            // The outcome of one that takes its time is that of both.
+            if of_action == Progress::UnderWay {
+                progress = of_action;
+            }
         }
-        result.map_or_else(Outcome::Failed, |()| Outcome::Done)
+        Ok(progress)
     }
 
     /// Does something about one endpoint.
-    fn act_on(&mut self, id: &EndpointId, action: Action, by: ActionId, now: Instant) -> Result<(), String> {
+    fn act_on(&mut self, id: &EndpointId, action: Action, by: ActionId, now: Instant) -> Result<Progress, String> {
         let Some(managed) = self.endpoints.get_mut(id).filter(|managed| managed.is_listed()) else {
             return Err(format!("there is no endpoint `{id}` any more"));
         };
@@ -137,14 +174,17 @@ impl Supervisor {
                 // A worker that was started since is the answer already: one that has ended is never waited for.
                 managed.renew_worker(self.incidents.decided_at(by).unwrap_or(now));
                 managed.drive(&mut self.services, now);
-                Ok(())
             }
             Action::CheckProxyHealth => {
                 managed.probe_soon(now);
                 managed.drive(&mut self.services, now);
-                Ok(())
             }
-            Action::RetryNow => managed.order(ToWorker::RetryNow),
+            Action::RetryNow => managed.order(ToWorker::RetryNow)?,
+            Action::RefreshToken => {
+                // It says by itself how that went: a program that prints keys takes its time.
+                managed.order(ToWorker::RenewKey { action: by })?;
+                return Ok(Progress::UnderWay);
+            }
             Action::ClearSchemaCache | Action::DeleteProviderCaps => {
                 // The file first: a worker that is just starting would read it.
                 let path = self.services.paths.learned(managed.route());
@@ -155,41 +195,76 @@ impl Supervisor {
                     _ => {}
                 }
                 match managed.order(ToWorker::ForgetLearned) {
-                    Err(_) if managed.is_idle() => Ok(()), // nobody is left who could remember
-                    told => told,
+                    Err(_) if managed.is_idle() => {} // nobody is left who could remember
+                    told => told?,
                 }
             }
-            Action::KillStaleProcesses => self.end_stale(id),
-            Action::SwitchProvider => self.switch(id, by, now),
+            Action::KillStaleProcesses => self.end_stale(id)?,
+            Action::SwitchProvider => self.switch(id, by, now)?,
             Action::IncreaseTimeout => {
                 let now_ms = self.incidents.millis(now);
                 match self.services.standing.raise_timeouts(id, by, now_ms) {
-                    Ok(true) => {
-                        self.replan(now);
-                        Ok(())
+                    Ok(true) => self.replan(now),
+                    Ok(false) => {
+                        return Err(format!("the timeouts of `{id}` were raised {TIMEOUT_RAISES_MAX} times already"));
                     }
-                    Ok(false) => Err(format!("the timeouts of `{id}` were raised {TIMEOUT_RAISES_MAX} times already")),
-                    Err(error) => Err(report::chain(&error)),
+                    Err(error) => return Err(report::chain(&error)),
                 }
             }
-            other => self.act_here(other),
+            other => return self.act_here(other, by),
         }
+        Ok(Progress::Done)
     }
 
     /// Does something about the installation.
-    fn act_here(&mut self, action: Action) -> Result<(), String> {
+    fn act_here(&mut self, action: Action, by: ActionId) -> Result<Progress, String> {
         match action {
             Action::CleanupPids => {
                 self.services.registry_is_outdated = true; // written anew from what lives
-                Ok(())
+                Ok(Progress::Done)
             }
             Action::RegenerateConfig => {
                 // Inside a transaction, and our own keys alone.
-                self.look_after_codex(true);
-                Ok(())
+                self.tender.regenerate(&self.services.paths, &self.services.queue, self.addresses(), by);
+                Ok(Progress::UnderWay)
             }
-            other => Err(format!("nothing here can do `{other}`")),
+            Action::CleanupCodexStale => {
+                self.clean_up_codex(by);
+                Ok(Progress::UnderWay)
+            }
+            Action::UpdateCcVersion => Err("only Command Code takes another client version, and no endpoint of this \
+                 version speaks Command Code: only an update of codex-supervisor makes it a newer client"
+                .to_owned()),
+            other => Err(format!("`{other}` is done to an endpoint, and it is not known to which")),
         }
+    }
+
+    /// Ends what Codex has left and nobody needs, and removes its stale files.
+    fn clean_up_codex(&self, by: ActionId) {
+        let (paths, queue) = (self.services.paths.clone(), self.services.queue.clone());
+        // On a thread of its own, which ends with what it has to end: `cleanup` has deadlines.
+        tokio::task::spawn_blocking(move || {
+            let cleaned = cleanup::clean_up(&paths, false);
+            let failed: Vec<String> = cleaned
+                .items
+                .iter()
+                .filter_map(|item| match &item.fate {
+                    Fate::Failed(why) => Some(format!("{}: {why}", item.what)),
+                    Fate::Done | Fate::Kept(_) => None,
+                })
+                .collect();
+            info!(items = ?cleaned.items, damage = cleaned.damage, "cleaned up");
+            let outcome = if failed.is_empty() { Outcome::Done } else { Outcome::Failed(failed.join("; ")) };
+            let _ = queue.blocking_send(Event::CarriedOut { action: by, outcome }); // fails only when the owner has ended
+        });
+    }
+
+    /// Codex's configuration was looked after: whether it points at an endpoint where that one listens is seen here.
+    pub(super) fn config_tended(&mut self, tended: Vec<Tended>) {
+        for signal in tended.iter().filter_map(Tended::signal) {
+            self.services.see(signal);
+        }
+        self.tender.looked(tended, &mut self.services.announcer);
     }
 
     /// Ends what holds the endpoint's port, if it is a worker of ours that should have gone.
@@ -215,8 +290,7 @@ impl Supervisor {
         if self.services.standing.of(id).is_some_and(|change| change.route.as_ref() == Some(&backup)) {
             return Err(format!("`{id}` uses `{backup}` already"));
         }
-        let is_usable =
-            |planned: &&crate::configuration::Planned| planned.settings.id == backup && planned.resolved.is_ok();
+        let is_usable = |planned: &&Planned| planned.settings.id == backup && planned.resolved.is_ok();
         if !self.plan.iter().any(|planned| is_usable(&planned)) {
             return Err(format!("its backup `{backup}` cannot be used"));
         }
@@ -258,13 +332,7 @@ impl Supervisor {
     /// The settings or tables have changed.
     pub(super) fn reread_monitor(&mut self) {
         self.incidents.set_policy(policy(&self.configuration));
-        let (tables, problems) = IncidentTables::load_from(self.services.paths.config_folder());
-        match problems.first() {
-            None => self.incidents.set_tables(tables),
-            Some(problem) => {
-                error!(error = report::chain(problem), "a table cannot be used, the rules in force stay");
-            }
-        }
+        self.incidents.set_tables(self.configuration.incident_tables.clone());
     }
 
     /// Tells the engine what it may say about the endpoints.
@@ -427,6 +495,7 @@ impl Supervisor {
         MonitorStatus {
             settings,
             health_check_interval_s: self.services.settings.health_interval_s,
+            max_memory_mb: self.services.settings.worker_memory_bytes_max / MIB,
             ai_model,
             ai_problem,
             ai_calls_day: engine.guards().ai_calls_of_day(now_ms) as u64,
@@ -443,13 +512,55 @@ impl Supervisor {
     /// `monitor.set`
     pub(super) fn set_monitor(&mut self, params: MonitorSetParams, now: Instant) -> Answer {
         let MonitorSetParams { key, value } = params;
-        // The original has this one among the monitor's; it belongs to the probes.
-        let edit = match key.as_str() {
-            "health_check_interval_s" => Edit::SetIn { section: "daemon", key: "health_interval_s".to_owned(), value },
-            _ => Edit::SetIn { section: "monitor", key, value },
-        };
-        self.edit_supervisor(&edit, now)?;
+        let (section, key, value) = self.monitor_setting(key, value)?;
+        self.edit_supervisor(&Edit::SetIn { section, key, value }, now)?;
         json(&self.monitor_status(now))
+    }
+
+    /// Where a setting of the monitor stands. The original's names are understood, too: some belong elsewhere here, and
+    /// its AI is a URL with a key where ours is an endpoint.
+    fn monitor_setting(
+        &self,
+        key: String,
+        value: Option<String>,
+    ) -> Result<(&'static str, String, Option<String>), RpcError> {
+        let refused = |message: String, hint: String| Err(RpcError::new(code::INVALID_PARAMS, message, Some(hint)));
+        Ok(match (key.as_str(), value) {
+            ("health_check_interval_s", value) => ("daemon", "health_interval_s".to_owned(), value),
+            ("max_memory_mb", None) => ("daemon", WORKER_MEMORY.to_owned(), None),
+            ("max_memory_mb", Some(value)) => {
+                let bytes = value.parse::<u64>().ok().and_then(|mebibytes| mebibytes.checked_mul(MIB));
+                let Some(bytes) = bytes.filter(|bytes| i64::try_from(*bytes).is_ok()) else {
+                    return refused(format!("`{value}` is no number of megabytes"), "1024 is the default".to_owned());
+                };
+                ("daemon", WORKER_MEMORY.to_owned(), Some(bytes.to_string()))
+            }
+            ("model", value) => ("monitor", "ai_model".to_owned(), value),
+            ("provider_url", None) => ("monitor", "ai_endpoint".to_owned(), None),
+            ("provider_url", Some(url)) => {
+                let base = endpoint::normalize_base_url(&url).map_err(|reason| {
+                    RpcError::new(code::INVALID_PARAMS, format!("`{url}` cannot be used: {reason}"), None)
+                })?;
+                let leads_there =
+                    |planned: &&Planned| planned.resolved.as_ref().is_ok_and(|endpoint| endpoint.base_url == base);
+                let Some(planned) = self.plan.iter().find(leads_there) else {
+                    return refused(
+                        format!("no endpoint leads to `{base}`"),
+                        format!(
+                            "add one with `codexctl endpoint add ID --base-url {base}`, then `codexctl monitor set ai_endpoint ID`"
+                        ),
+                    );
+                };
+                ("monitor", "ai_endpoint".to_owned(), Some(planned.settings.id.to_string()))
+            }
+            ("api_key", _) => {
+                return refused(
+                    "the key is that of the endpoint which is asked, and is never given on a command line".to_owned(),
+                    "`codexctl login ENDPOINT` asks for it".to_owned(),
+                );
+            }
+            (_, value) => ("monitor", key, value),
+        })
     }
 
     /// `incident.store`

@@ -48,12 +48,13 @@ impl Supervisor {
         }
         let mut n_gone = 0;
         for entry in registry.workers {
-            match Process::open_identity(&entry.identity) {
-                Ok(process) => self.recover_worker(&entry, process, true, now),
-                Err(error) => {
-                    debug!(endpoint = %entry.endpoint, worker_pid = entry.identity.pid, %error, "a registered worker has ended");
-                    n_gone += 1;
-                }
+            // One that nobody has waited for yet has a number, and nothing else.
+            let living = Process::open_identity(&entry.identity).ok().filter(|process| !process.has_ended());
+            if let Some(process) = living {
+                self.recover_worker(&entry, process, true, now);
+            } else {
+                debug!(endpoint = %entry.endpoint, worker_pid = entry.identity.pid, "a registered worker has ended");
+                n_gone += 1;
             }
         }
         if n_gone > 0 {

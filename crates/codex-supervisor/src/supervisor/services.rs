@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use codex_control::EndpointId;
 use codex_control::environment::Environment;
-use codex_control::incident::Signal;
+use codex_control::incident::{ActionId, Outcome, Signal};
 use codex_control::paths::Paths;
 use codex_control::settings::{CodexSettings, DaemonSettings};
 
@@ -61,6 +61,8 @@ pub(super) struct Services {
     pub(super) default_endpoint: Option<EndpointId>,
     /// What was seen and the incident engine has not been told yet; see [`Services::see`].
     pub(super) signals: VecDeque<Signal>,
+    /// How actions went that workers were told to carry out, and whose worker says so; looked at after every event.
+    pub(super) carried_out: Vec<(EndpointId, ActionId, Outcome)>,
     /// Signals that were dropped because too many came at once.
     pub(super) n_signals_dropped: u64,
     /// Whether we are ending.

@@ -1,11 +1,12 @@
 //! The incident engine at work: what goes wrong is seen, mended, written down, and bounded, over kills of the
 //! supervisor.
 
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use codex_control::incident::{Answer, Observation, Signal};
+use codex_control::incident::{Action, Answer, Observation, Outcome, Signal};
 use codex_control::tables::incident::IncidentTables;
-use codex_incident::{Directive, Engine, Policy, Saved};
+use codex_incident::{Directive, Engine, LADDER_MS, Policy, Saved};
 use rusqlite::Connection;
 use rustix::process::Signal as Kill;
 use serde_json::{Value, json};
@@ -137,6 +138,274 @@ fn five_restarts_in_ten_minutes_over_kills_of_the_supervisor() {
     supervisor.stop();
 }
 
+/// An engine in which `parsed_tool_calls_0_x3` has acted so many times on each endpoint, as soon after each other as the
+/// ladder lets it, the last time at that moment.
+fn climbed(climbs: &[(&str, usize, u64)]) -> Engine {
+    let mut tables = IncidentTables::embedded();
+    // The pause of the rule itself is another guard.
+    tables.rules.iter_mut().for_each(|rule| rule.cooldown_s = 0);
+    let mut engine = Engine::new(tables, Policy::default());
+    let mut seen = Vec::new();
+    for (id, n, last_ms) in climbs {
+        let mut at_ms = last_ms - LADDER_MS[..n - 1].iter().sum::<u64>();
+        for pause in &LADDER_MS[..*n] {
+            seen.extend([(at_ms, *id, Observation::ParserEmpty), (at_ms + 4_000, id, Observation::ToolCallGood)]);
+            at_ms += pause;
+        }
+    }
+    seen.sort_by_key(|(at_ms, ..)| *at_ms);
+    let mut n_done = 0;
+    for (at_ms, id, what) in seen {
+        let times = if what.is_good() { 1 } else { 3 };
+        while let Some(due) = engine.deadline().filter(|due| *due <= at_ms) {
+            while let Some(directive) = engine.poll(due) {
+                if let Directive::Act(act) = directive {
+                    assert_eq!(act.action, Action::ClearSchemaCache);
+                    assert!(engine.outcome(due, act.id, Outcome::Done));
+                    n_done += 1;
+                }
+            }
+        }
+        (0..times).for_each(|_| engine.observe(at_ms, Signal::of(what, &id.parse().unwrap())));
+    }
+    assert_eq!(n_done, climbs.iter().map(|(_, n, _)| n).sum::<usize>(), "each of them is allowed");
+    engine
+}
+
+fn now_ms() -> u64 {
+    u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap()
+}
+
+/// Puts `saved` where a supervisor that was killed has left it.
+fn keep(home: &Home, saved: &Saved) {
+    let connection = Connection::open(home.state("state.db")).unwrap();
+    let record = serde_json::to_string(saved).unwrap();
+    connection.execute("INSERT OR REPLACE INTO engine (id, record) VALUES (1, ?1)", [record]).unwrap();
+}
+
+#[test]
+fn the_pauses_of_30_60_and_300_seconds_hold_over_kills_of_the_supervisor() {
+    // Time since the last of so many actions, and what becomes of the next one.
+    let waits = "clear_schema_cache waits: it was tried a moment ago";
+    let acts = "clear_schema_cache in 3 s, unless it is cancelled";
+    let rows = [
+        ("one-wait", 1, 5, waits),
+        ("one-act", 1, 31, acts),
+        ("two-wait", 2, 31, waits),
+        ("two-act", 2, 61, acts),
+        ("three-wait", 3, 240, waits),
+        ("three-end", 3, 301, "it came back after 3 attempts"),
+    ];
+    let settings: String = rows.iter().map(|(id, ..)| endpoint(id, "")).collect();
+    let home = Home::new(&(settings + &endpoint("real", "")));
+    let supervisor = home.start();
+    supervisor.call("incident.list", json!({})); // the database is there when it answers
+    supervisor.kill();
+    let now_ms = now_ms();
+    let climbs: Vec<(&str, usize, u64)> =
+        rows.iter().map(|(id, n, ago_s, _)| (*id, *n, now_ms - ago_s * 1_000)).collect();
+    keep(&home, &climbed(&climbs).export());
+
+    // Its own pause would hide the ladder here, too.
+    let rule = "[[rule]]\nid = 'parsed_tool_calls_0_x3'\nfault = 'C1'\non = ['parser-empty']\ncount = 3\ndo = ['clear_schema_cache']\n";
+    std::fs::write(home.settings_file().with_file_name("rules.toml"), rule).unwrap();
+    let supervisor = home.start();
+    for (id, _, _, expected) in rows {
+        report(&supervisor, "parser-empty", id, 3);
+        incident(&supervisor, &format!("`{id}`: {expected}"), |incident| {
+            incident["endpoint"] == id && texts(incident).contains(expected)
+        });
+    }
+
+    // The first pause once more, with nothing made up.
+    supervisor.wake("real");
+    report(&supervisor, "parser-empty", "real", 3);
+    wait_for("the action", || worker_log(&home, "real").contains("told ForgetLearned").then_some(()));
+    report(&supervisor, "tool-call-good", "real", 1);
+    incident(&supervisor, "its end", |incident| incident["endpoint"] == "real" && incident["state"] == "resolved");
+    supervisor.kill();
+    let supervisor = home.start();
+    report(&supervisor, "parser-empty", "real", 3);
+    incident(&supervisor, "it to wait", |incident| incident["endpoint"] == "real" && texts(incident).contains(waits));
+    assert_eq!(worker_log(&home, "real").matches("told ForgetLearned").count(), 1);
+    supervisor.stop();
+}
+
+#[test]
+fn what_is_cancelled_planned_or_done_is_not_done_again_after_a_kill() {
+    let ids = ["cancelled", "planned", "done", "later"];
+    let home = Home::new(&ids.map(|id| endpoint(id, "")).concat());
+    let supervisor = home.start();
+    for id in ids {
+        supervisor.wake(id);
+    }
+    let planned = |supervisor: &Supervisor<'_>, id: &str| {
+        report(supervisor, "parser-empty", id, 3);
+        wait_for("the action to be planned", || {
+            let lines = supervisor.call("action.list", Value::Null);
+            let of_id = |line: &&Value| line["endpoint"] == id && line["attempt"]["state"]["planned"].is_object();
+            lines.as_array().unwrap().iter().find(of_id).map(|line| line["attempt"]["id"].clone())
+        })
+    };
+    let done = |id: &str| worker_log(&home, id).matches("told ForgetLearned").count();
+    planned(&supervisor, "done");
+    wait_for("it to be carried out", || (done("done") == 1).then_some(()));
+    let id = planned(&supervisor, "cancelled");
+    let cancelled = supervisor.call("action.cancel", json!({ "id": id }));
+    assert_eq!(cancelled["attempt"]["state"], "cancelled");
+    let id_of_planned = planned(&supervisor, "planned");
+    supervisor.kill();
+
+    let supervisor = home.start();
+    // It is not forgotten what was to be done, and that it was not.
+    let of_planned = incident(&supervisor, "the planned one", |incident| incident["endpoint"] == "planned");
+    assert_eq!(of_planned["state"], "lapsed", "{of_planned:#}");
+    let attempts = of_planned["attempts"].as_array().unwrap();
+    let attempt = attempts.iter().find(|attempt| attempt["id"] == id_of_planned).unwrap();
+    assert_eq!(
+        (&attempt["state"], &attempt["result"]),
+        (&json!("superseded"), &json!("it was not begun: the supervisor was restarted before"))
+    );
+    assert_eq!(supervisor.call("action.list", Value::Null), json!([]));
+    // One that is planned after the start is carried out after all that might have been.
+    planned(&supervisor, "later");
+    report(&supervisor, "parser-empty", "cancelled", 3);
+    wait_for("a later one to be carried out", || (done("later") == 1).then_some(()));
+    assert_eq!(ids.map(done), [0, 0, 1, 1], "the one that was cancelled is left alone when it is seen again, too");
+    supervisor.stop();
+}
+
+#[test]
+fn tables_of_the_person_are_taken_over_while_it_runs_and_broken_ones_are_not() {
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    let table = home.settings_file().with_file_name("rules.toml");
+    let observing = "[[rule]]\nid = 'upstream_tls'\nfault = 'A6'\ndo = ['alert_user']\nmode = 'observe'\n";
+    let problem =
+        |supervisor: &Supervisor<'_>| supervisor.call("daemon.status", Value::Null)["settings"]["problem"].clone();
+    let becomes = |supervisor: &Supervisor<'_>, state: &str| {
+        report(supervisor, "upstream-tls-failed", "a", 1);
+        let seen = incident(supervisor, state, |incident| incident["fault"] == "A6" && incident["state"] != "open");
+        assert_eq!(seen["state"], state, "{seen:#}");
+        report(supervisor, "upstream-good", "a", 1);
+    };
+    std::fs::write(&table, observing).unwrap();
+    wait_for("the rule to be taken over", || {
+        report(&supervisor, "upstream-tls-failed", "a", 1);
+        report(&supervisor, "upstream-good", "a", 1);
+        let incidents = supervisor.call("incident.list", json!({ "whole": true }));
+        let attempts = |incident: &Value| incident["attempts"].as_array().unwrap().clone();
+        let is_observed =
+            incidents.as_array().unwrap().iter().flat_map(attempts).any(|attempt| attempt["state"] == "would-have");
+        is_observed.then_some(())
+    });
+    for (broken, place) in [
+        (format!("{observing}[[rule]]\nid = 'x'\ndo = 'ignore'\n"), "rules.toml:8:6: "),
+        (format!("{observing}count = 0\n"), "rules.toml: `upstream_tls`: `count` must be 1 to 100"),
+    ] {
+        std::fs::write(&table, broken).unwrap();
+        let told = wait_for("the refusal", || {
+            Some(problem(&supervisor)).filter(|told| told["message"].as_str().is_some_and(|text| text.contains(place)))
+        });
+        assert!(told["hint"].is_string(), "{told}");
+        becomes(&supervisor, "ignored");
+    }
+    std::fs::remove_file(&table).unwrap();
+    wait_for("the problem to be gone", || problem(&supervisor).is_null().then_some(()));
+    becomes(&supervisor, "alerted");
+    supervisor.stop();
+}
+
+#[test]
+fn workers_that_ended_without_a_supervisor_are_forgotten() {
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    supervisor.wake("a");
+    let worker = supervisor.worker("a");
+    supervisor.kill();
+    worker.signal(Kill::KILL).unwrap();
+    wait_for("its end", || worker.has_ended().then_some(()));
+    let supervisor = home.start();
+    let seen =
+        incident(&supervisor, "it to be over", |incident| incident["fault"] == "E2" && incident["state"] == "resolved");
+    assert_eq!(seen["attempts"][0]["action"], "cleanup_pids");
+    // The next supervisor writes the registry anyway, before the time to cancel is over.
+    assert_eq!(seen["attempts"][0]["result"], "it was not needed any more");
+    supervisor.stop();
+}
+
+#[test]
+fn what_codex_has_left_is_cleaned_up_and_what_cannot_be_done_is_told() {
+    let home = Home::new(&endpoint("a", ""));
+    std::fs::write(
+        home.settings_file().with_file_name("rules.toml"),
+        "[[rule]]\nid = 'codex_database_malformed'\nfault = 'D4'\ndo = ['cleanup_codex_stale']\n",
+    )
+    .unwrap();
+    let codex_home = home.path().join(".codex");
+    std::fs::create_dir(&codex_home).unwrap();
+    drop(UnixListener::bind(codex_home.join(".launch-action-socket")).unwrap());
+    let _used = UnixListener::bind(codex_home.join(".codex-desktop-launch-action")).unwrap();
+    std::fs::write(codex_home.join(".webview-pid"), std::process::id().to_string()).unwrap();
+    std::fs::write(codex_home.join("config.toml"), "a = 1\n").unwrap();
+    let supervisor = home.start();
+    let worker = supervisor.wake("a");
+    report(&supervisor, "codex-database", "a", 1);
+    wait_for("the socket to go", || (!codex_home.join(".launch-action-socket").exists()).then_some(()));
+    report(&supervisor, "codex-started", "a", 1);
+    let seen =
+        incident(&supervisor, "its end", |incident| incident["state"] == "resolved" && incident["fault"] == "D4");
+    assert_eq!(
+        (&seen["attempts"][0]["action"], &seen["attempts"][0]["state"]),
+        (&json!("cleanup_codex_stale"), &json!("helped"))
+    );
+    for kept in [".codex-desktop-launch-action", ".webview-pid", "config.toml"] {
+        assert!(codex_home.join(kept).exists(), "{kept}");
+    }
+    assert!(get(worker, "/health").is_ok(), "a worker that is needed stays");
+
+    // Nobody speaks Command Code: that is said, and a person is told.
+    report(&supervisor, "upstream-upgrade-required", "a", 1);
+    let told = incident(&supervisor, "the alert", |incident| incident["state"] == "alerted");
+    let text = texts(&told);
+    assert!(text.contains("no endpoint of this version speaks Command Code"), "{text}");
+    assert!(text.contains("wants a newer client"), "{text}");
+    supervisor.stop();
+}
+
+#[test]
+fn the_originals_names_of_settings_are_understood() {
+    let home = Home::new(&endpoint("a", "default_model = \"m\""));
+    let supervisor = home.start();
+    let set = |key: &str, value: &str| supervisor.call("monitor.set", json!({ "key": key, "value": value }));
+    let shown = set("max_memory_mb", "2048");
+    assert_eq!(shown["max_memory_mb"], 2048);
+    assert_eq!(set("health_check_interval_s", "7")["health_check_interval_s"], 7);
+    assert_eq!(set("provider_url", "http://127.0.0.1:9/v1/chat/completions")["settings"]["ai_endpoint"], "a");
+    assert_eq!(set("model", "qwen3-32b")["ai_model"], "qwen3-32b");
+    for key in
+        ["enabled", "tier1_enabled", "tier2_enabled", "tier3_enabled", "auto_restart_proxy", "auto_switch_provider"]
+    {
+        assert_eq!(set(key, "true")["settings"][key], true);
+    }
+    assert_eq!(set("notification_level", "all")["settings"]["notification_level"], "all");
+    let settings = home.read_settings();
+    assert!(settings.contains("worker_memory_bytes_max = 2147483648") && settings.contains("health_interval_s = 7"));
+    for (key, value, message) in [
+        ("api_key", "sk-x", "never given on a command line"),
+        ("provider_url", "http://127.0.0.1:10/v1", "no endpoint leads to `http://127.0.0.1:10/v1`"),
+        ("max_memory_mb", "much", "`much` is no number of megabytes"),
+        ("max_memory_mb", "1", "outside"),
+    ] {
+        let (_, told, _) = supervisor.refusal("monitor.set", json!({ "key": key, "value": value }));
+        assert!(told.contains(message), "{told}");
+    }
+    assert_eq!(home.read_settings(), settings);
+    let unset = supervisor.call("monitor.set", json!({ "key": "max_memory_mb" }));
+    assert_eq!(unset["max_memory_mb"], 1024);
+    supervisor.stop();
+}
+
 #[test]
 fn another_provider_takes_over_and_is_taken_back_and_both_survive() {
     let settings = |auto: bool| {
@@ -190,7 +459,7 @@ fn asked_already(n: u64, ago_ms: u64, usd_for_mtok: f64, tokens: u64) -> Saved {
     }
     let policy = Policy { ai_model: Some("m".to_owned()), ai_monthly_usd_max: 1_000.0, ..Policy::default() };
     let mut engine = Engine::new(tables, policy);
-    let now_ms = u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+    let now_ms = now_ms();
     for question in 0..n {
         let at_ms = now_ms - ago_ms - (n - 1 - question) * 61_000;
         let id = format!("e{question}").parse().unwrap();
@@ -219,10 +488,7 @@ fn what_the_ai_may_cost_holds_over_a_kill() {
         let supervisor = home.start();
         supervisor.call("incident.list", json!({})); // the database is there when it answers
         supervisor.kill();
-        let connection = Connection::open(home.state("state.db")).unwrap();
-        let record = serde_json::to_string(&saved).unwrap();
-        connection.execute("INSERT OR REPLACE INTO engine (id, record) VALUES (1, ?1)", [record]).unwrap();
-        drop(connection);
+        keep(&home, &saved);
 
         let supervisor = home.start();
         supervisor.wake("expert");

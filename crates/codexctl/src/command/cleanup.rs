@@ -1,31 +1,10 @@
-//! `codexctl cleanup`: ends what earlier runs have left, and removes files that mean nothing any more.
-//!
-//! Processes: only those in the registry, each proven to be the one that was written down, and only those that nobody
-//! needs: workers without a supervisor that no Codex uses, and what a session has left whose Codex and launcher are
-//! gone. Files: sockets on which nobody listens and pid files of nobody, of ours and of Codex Desktop, in the places
-//! where those put them.
+//! `codexctl cleanup`
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-
-use codex_control::process::{Identity, Process};
-use codex_control::registry::{Loaded, Registry, SessionEntry, WorkerEntry};
-use codex_control::session::PATIENCE;
-use codex_control::tree::{self, Spared};
-use serde::Serialize;
+use codex_control::cleanup::{self, Fate, Item};
 use serde_json::json;
 
 use crate::Context;
 use crate::failure::Failure;
-
-/// Longest pid file that is read.
-const PID_FILE_BYTES_MAX: u64 = 64;
-/// What Codex Desktop leaves, in each of its folders.
-const DESKTOP_SOCKETS: [&str; 2] = [".launch-action-socket", ".codex-desktop-launch-action"];
-const DESKTOP_PID_FILES: [&str; 2] = [".codex-desktop-pid", ".webview-pid"];
 
 /// Ends processes that earlier runs have left, and removes stale sockets and pid files
 ///
@@ -41,37 +20,13 @@ pub(crate) struct Arguments {
     dry_run: bool,
 }
 
-/// What was looked at, and what became of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Item {
-    /// For a person: `worker of `zai`, pid 5120`, a path.
-    what: String,
-    #[serde(flatten)]
-    fate: Fate,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "fate", content = "why")]
-enum Fate {
-    /// It was ended or removed; or would be.
-    Done,
-    /// It is needed.
-    Kept(String),
-    /// It could not be ended or removed.
-    Failed(String),
-}
-
 pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
-    let mut items = Vec::new();
-    match Registry::load(&ctx.paths.registry()) {
-        Loaded::Good(registry) => processes(&registry, arguments.dry_run, &mut items),
-        Loaded::Absent => {}
-        Loaded::Damaged(reason) => {
-            let message = format!("the registry is damaged ({reason}), so no process can be proven to be ours");
-            ctx.output.warn(&message, Some("`codexctl start` looks for workers and writes it anew"));
-        }
+    let cleaned = cleanup::clean_up(&ctx.paths, arguments.dry_run);
+    if let Some(reason) = cleaned.damage {
+        let message = format!("the registry is damaged ({reason}), so no process can be proven to be ours");
+        ctx.output.warn(&message, Some("`codexctl start` looks for workers and writes it anew"));
     }
-    files(ctx, arguments.dry_run, &mut items);
+    let items = cleaned.items;
     let has_failed = items.iter().any(|item| matches!(item.fate, Fate::Failed(_)));
     ctx.output.show(&json!({ "dry_run": arguments.dry_run, "items": items }), || shown(&items, arguments.dry_run))?;
     if has_failed { Err(Failure::new("not everything could be cleaned up")) } else { Ok(()) }
@@ -91,128 +46,4 @@ fn shown(items: &[Item], dry_run: bool) -> String {
         }
     };
     items.iter().map(line).collect()
-}
-
-/// The process, if it is the one that was written down and still runs.
-fn living(identity: &Identity) -> Option<Process> {
-    Process::open_identity(identity).ok().filter(|process| !process.has_ended())
-}
-
-fn processes(registry: &Registry, dry_run: bool, items: &mut Vec<Item>) {
-    let supervisor = living(&registry.supervisor.identity);
-    for worker in &registry.workers {
-        let Some(process) = living(&worker.identity) else { continue };
-        let what = format!("worker of `{}`, pid {}", worker.endpoint, worker.identity.pid);
-        let fate = match needed(worker, supervisor.as_ref(), &registry.sessions) {
-            Some(why) => Fate::Kept(why),
-            None if dry_run => Fate::Done,
-            // With all of its process group: a worker leads one of its own.
-            None => {
-                let group: Vec<Identity> = tree::in_group(&process).iter().map(|one| one.identity().clone()).collect();
-                end(|| group.iter().filter_map(living).collect())
-            }
-        };
-        items.push(Item { what, fate });
-    }
-    for entry in &registry.sessions {
-        let session = &entry.session;
-        if let Some(program) = session.program.as_ref().and_then(living) {
-            let what = format!("Codex ({}), pid {}", session.id, program.identity().pid);
-            items.push(Item { what, fate: Fate::Kept("it runs".to_owned()) });
-            continue;
-        }
-        if living(&session.launcher).is_some() {
-            let what = format!("session {}", session.id);
-            items.push(Item { what, fate: Fate::Kept("its launcher is cleaning up".to_owned()) });
-            continue;
-        }
-        let spared = Spared { programs: session.spared.clone() };
-        let left = || -> Vec<Process> {
-            let in_scope = session.scope.iter().flat_map(|scope| tree::in_cgroup(&scope.cgroup, &spared));
-            let mut left: Vec<Process> = in_scope.chain(entry.members.iter().filter_map(living)).collect();
-            left.sort_by_key(|process| process.identity().pid);
-            left.dedup_by_key(|process| process.identity().pid);
-            left
-        };
-        let n_left = left().len();
-        if n_left > 0 {
-            let what = format!("{n_left} processes that Codex ({}) has left", session.id);
-            items.push(Item { what, fate: if dry_run { Fate::Done } else { end(left) } });
-        }
-    }
-}
-
-/// Why a worker is still needed.
-fn needed(worker: &WorkerEntry, supervisor: Option<&Process>, sessions: &[SessionEntry]) -> Option<String> {
-    if let Some(supervisor) = supervisor {
-        return Some(format!("the supervisor (pid {}) runs", supervisor.identity().pid));
-    }
-    let users = sessions.iter().filter(|entry| entry.session.endpoint.as_ref() == Some(&worker.endpoint));
-    let user = users.filter_map(|entry| entry.session.program.as_ref()).find_map(living)?;
-    Some(format!("Codex (pid {}) uses it; `codexctl start` takes it over", user.identity().pid))
-}
-
-fn end(members: impl FnMut() -> Vec<Process>) -> Fate {
-    let left = tree::end(members, PATIENCE).left;
-    if left.is_empty() { Fate::Done } else { Fate::Failed(format!("{} of them did not end", left.len())) }
-}
-
-fn files(ctx: &Context, dry_run: bool, items: &mut Vec<Item>) {
-    let [data, cache] = ctx.paths.codex_desktop_folders();
-    let folders = [ctx.paths.codex_home().to_owned(), data, cache];
-    let inside = |names: [&'static str; 2]| folders.iter().flat_map(move |folder| names.map(|name| folder.join(name)));
-    let own = [ctx.paths.control_socket(), ctx.paths.worker_socket()];
-    // The service manager's own socket is listened on, whether the supervisor runs or not.
-    for path in own.into_iter().chain(inside(DESKTOP_SOCKETS)) {
-        if let Some(use_) = socket_use(&path) {
-            items.push(item(&path, use_, dry_run));
-        }
-    }
-    for path in inside(DESKTOP_PID_FILES) {
-        if let Some(use_) = pid_file_use(&path) {
-            items.push(item(&path, use_, dry_run));
-        }
-    }
-}
-
-fn item(path: &Path, needed: Result<(), String>, dry_run: bool) -> Item {
-    let fate = match needed {
-        Err(why) => Fate::Kept(why),
-        Ok(()) if dry_run => Fate::Done,
-        Ok(()) => match fs::remove_file(path) {
-            Ok(()) => Fate::Done,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Fate::Done, // somebody else was quicker
-            Err(error) => Fate::Failed(error.to_string()),
-        },
-    };
-    Item { what: path.display().to_string(), fate }
-}
-
-/// Whether a socket can go, or why not; `None` if there is nothing. A file that a socket's name was given to is one.
-fn socket_use(path: &Path) -> Option<Result<(), String>> {
-    let kind = fs::symlink_metadata(path).ok()?.file_type();
-    if !kind.is_socket() {
-        return Some(if kind.is_file() { Ok(()) } else { Err("it is neither a socket nor a file".to_owned()) });
-    }
-    Some(match UnixStream::connect(path) {
-        Ok(_) => Err("somebody listens on it".to_owned()),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-        Err(error) => Err(format!("whether somebody listens on it is not known: {error}")),
-    })
-}
-
-/// Whether a pid file can go, or why not; `None` if there is none.
-fn pid_file_use(path: &Path) -> Option<Result<(), String>> {
-    let bytes = match codex_control::files::read_bounded(path, PID_FILE_BYTES_MAX) {
-        Ok(bytes) => bytes?,
-        Err(error) => return Some(Err(codex_control::report::chain(&error))),
-    };
-    let pid = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse::<u32>().ok());
-    let Some(pid) = pid else { return Some(Ok(())) };
-    // Whose number it is cannot be proven; that it is nobody's can.
-    Some(match Process::open(pid) {
-        Ok(_) => Err(format!("there is a process {pid}")),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(format!("whether there is a process {pid} is not known: {error}")),
-    })
 }

@@ -113,5 +113,6 @@ fn shown(status: &MonitorStatus) -> String {
         })
         .collect();
     rows.push(["health_check_interval_s".to_owned(), status.health_check_interval_s.to_string()]);
+    rows.push(["max_memory_mb".to_owned(), status.max_memory_mb.to_string()]);
     format!("{text}\n{}", text::table(["SETTING", "VALUE"], &rows))
 }
