@@ -577,15 +577,28 @@ pub fn binaries() -> &'static Path {
 fn build(folder: &Path) {
     // Apart from each other: what the tests ask of the product's libraries does not belong into the product.
     for packages in [&["codex-worker", "codex-supervisor", "codexctl"][..], &["e2e"]] {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(workspace()).args(["build", "--quiet", "--bins"]);
-        cargo.args(packages.iter().flat_map(|package| ["--package", package]));
-        if folder.ends_with("release") {
-            cargo.arg("--release");
-        }
-        let status = cargo.status().expect("cargo can be run");
-        assert!(status.success(), "the programs under test do not build");
+        build_of(folder, &["--bins"], packages);
     }
+}
+
+fn build_of(folder: &Path, targets: &[&str], packages: &[&str]) {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace()).args(["build", "--quiet"]).args(targets);
+    cargo.args(packages.iter().flat_map(|package| ["--package", package]));
+    if folder.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let status = cargo.status().expect("cargo can be run");
+    assert!(status.success(), "the programs under test do not build");
+}
+
+/// The program that plays a worker in the supervisor's own tests; it reports whatever signal it is asked for.
+pub fn stand_in_worker() -> PathBuf {
+    let folder = binaries();
+    if std::env::var_os("E2E_NO_BUILD").is_none() {
+        build_of(folder, &["--example", "stand-in-worker"], &["codex-supervisor"]);
+    }
+    folder.join("examples/stand-in-worker")
 }
 
 /// A program under test.

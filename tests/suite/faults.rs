@@ -1,8 +1,8 @@
 //! Each of the 38 faults, in the running system: seen, acted upon, and whether that helped, seen too.
 //!
-//! Real processes, a scripted provider, a scripted Codex. Where the row says *reported*, the typed signal is injected at
-//! the door through which such signals come (`incident.report`, and the worker's reports behind it): what recognizes it
-//! is not part of this system, or cannot be provoked from outside.
+//! Real processes, a scripted provider, a scripted Codex. Where the row says *worker's report*, the typed signal comes
+//! over the worker socket from a program that stands in for the endpoint's worker: what recognizes it is not part of the
+//! real one yet. Where it says *reported*, it comes in through `incident.report`: it cannot be provoked from outside.
 //!
 //! `scripts/faults.sh` prints the table, any number of times.
 
@@ -20,15 +20,21 @@ use codex_control::environment;
 use codex_control::incident::{Action, AttemptState, Fault, Incident, IncidentState, Millis, Observation, Signal};
 use codex_control::process::Process;
 use codex_control::rpc::EndpointState;
-use e2e::home::{PROVIDER_KEY, Running, SandboxHome, endpoint_of};
+use e2e::home::{self, PROVIDER_KEY, Running, SandboxHome, binary, endpoint_of};
 use e2e::http;
 use e2e::provider::{FakeProvider, Script, Status, Step, When};
 use e2e::until::until;
 use rustix::process::Signal as Kill;
 use serde_json::json;
+use tempfile::TempDir;
+
+use crate::incidents::web_token;
 
 /// Time for all rows together; the longest of them waits for three windows, and the machine may be busy.
 const ALL_WITHIN: Duration = Duration::from_mins(2);
+
+/// How the signals of some rows are injected; see the module.
+const WORKERS_REPORT: &str = "worker's report";
 
 const QUESTION: &str = r#"{"model":"scripted","input":"hi","stream":true}"#;
 
@@ -54,7 +60,7 @@ struct World {
     port: RefCell<Option<TcpListener>>,
     held: RefCell<Vec<TcpStream>>,
     launched: RefCell<Vec<Running>>,
-    asking: RefCell<Vec<thread::JoinHandle<()>>>,
+    asking: RefCell<Vec<(String, thread::JoinHandle<()>)>>,
 }
 
 impl World {
@@ -66,6 +72,19 @@ impl World {
         self.report(&Signal::of(what, &id.parse().expect("a good id")));
     }
 
+    /// Lets the stand-in for the worker of `id` report `signal`, `times` times.
+    fn worker_reports(&self, id: &str, signal: &Signal, times: usize) {
+        let value = signal.value.map_or(String::new(), |value| value.to_string());
+        let path = format!("/signal/{}/{value}/{times}", signal.what);
+        let answer = http::request(self.home.address(id), "GET", &path, &[], b"").expect("the stand-in answers");
+        assert_eq!(answer.status, 200);
+    }
+
+    /// Stores a key for `id` that says of itself that it ends at `ends_at_s`.
+    fn sign_in(&self, id: &str, ends_at_s: u64) {
+        self.home.store_key(id, &web_token(ends_at_s));
+    }
+
     fn kill(&self, id: &str, signal: Kill) {
         let pid = self.home.wait_state(id, EndpointState::Running).worker_pid.expect("a running endpoint has a worker");
         let worker = Process::open(pid).expect("the worker lives");
@@ -75,13 +94,31 @@ impl World {
     /// `n` requests one after the other, in the background: some take as long as all attempts of the worker.
     fn ask(&self, id: &str, n: usize) {
         let (address, bearer) = (self.home.address(id), format!("Bearer {}", self.home.token(id)));
-        self.asking.borrow_mut().push(thread::spawn(move || {
+        let asking = thread::spawn(move || {
             let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
             for _ in 0..n {
                 // What the client gets is other tests' matter.
                 let _ = http::request(address, "POST", "/v1/responses", &headers, QUESTION.as_bytes());
             }
-        }));
+        });
+        self.asking.borrow_mut().push((id.to_owned(), asking));
+    }
+
+    /// The provider is well again, once whoever asks `id` at present has seen its last failure.
+    fn good_again(&self, id: &str) {
+        let mut asking = self.asking.borrow_mut();
+        let (of_id, others) = asking.drain(..).partition(|(asked, _)| asked == id);
+        *asking = others;
+        let of_id: Vec<(String, thread::JoinHandle<()>)> = of_id;
+        let good = json!(Signal::of(Observation::UpstreamGood, &id.parse().expect("a good id")));
+        let paths = self.home.paths();
+        let waiting = thread::spawn(move || {
+            for (_, asking) in of_id {
+                asking.join().expect("a client ends");
+            }
+            home::call(&paths, "incident.report", good).expect("the report is taken");
+        });
+        asking.push((id.to_owned(), waiting));
     }
 
     /// A request whose client hangs up once the provider has it.
@@ -192,6 +229,13 @@ impl Rows {
         });
     }
 
+    /// Signals that a worker reports, `n` of them, and the one that shows success.
+    fn of_worker(&mut self, fault: Fault, what: Signal, n: usize, action: Action, success: Observation) {
+        let inject = move |world: &World, id: &str| world.worker_reports(id, &what, n);
+        let mend = move |world: &World, id: &str| world.worker_reports(id, &Signal::new(success), 1);
+        self.push(fault, WORKERS_REPORT, action, Self::idle(fault), inject, mend);
+    }
+
     /// A provider that fails so when it is asked, and then answers.
     fn provider(&mut self, fault: Fault, how: &'static str, action: Action, failures: Vec<Vec<Step>>) {
         let provider = provider(failures);
@@ -211,6 +255,22 @@ fn rows(taken_port: u16) -> Rows {
     use {Action as A, Fault as F, Observation as O};
     let mut rows = Rows { all: Vec::new(), providers: Vec::new(), hung: 0 };
     let nothing = |_: &World, _: &str| {};
+    // Seen before D4 is, which is answered by the same action.
+    let edited = |world: &World, id: &str| {
+        world.home.ctl(&["use", id, "--yes"]).ok();
+        let port = world.home.address(id).port();
+        // Nobody listens there: it was given back a moment ago.
+        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let other = free.expect("a port is to be had").port();
+        let text = world.home.read("codex/config.toml");
+        world.home.write("codex/config.toml", &text.replace(&format!(":{port}/"), &format!(":{other}/")));
+        until("the port to be seen", ALL_WITHIN, || {
+            let asked = json!({ "endpoint": id });
+            let incidents = world.home.rpc("incident.list", asked).expect("incidents are listed");
+            incidents.as_array().is_some_and(|incidents| !incidents.is_empty()).then_some(())
+        });
+    };
+    rows.process(F::E3, "used, port edited", A::RegenerateConfig, edited, nothing);
     rows.process(F::A1, "kill -9", A::RestartProxy, |world, id| world.kill(id, Kill::KILL), nothing);
     rows.push(
         F::A2,
@@ -230,7 +290,7 @@ fn rows(taken_port: u16) -> Rows {
     rows.reported(F::A5, Signal::new(O::WorkerCrashed).value(101), 1, A::RestartProxy, Signal::new(O::WorkerReady));
 
     let untrusted = Rows::idle(F::A6).replace("http://127.0.0.1:9/", &format!("https://{}/", without_tls()));
-    let good = |world: &World, id: &str| world.see(id, O::UpstreamGood);
+    let good = World::good_again;
     rows.push(F::A6, "https, no TLS there", A::AlertUser, untrusted, |world, id| world.ask(id, 1), good);
     // A label longer than DNS allows: no server is asked.
     let nameless = format!(
@@ -266,7 +326,6 @@ fn rows(taken_port: u16) -> Rows {
     rows.provider(F::B9, "503 four times", A::SwitchProvider, times(4, &full));
     rows.provider(F::B10, "403 error 1010", A::CheckBrowserUa, times(1, &status(403, "error code: 1010")));
 
-    let call = || Signal::new(O::ToolCallGood);
     for (fault, what, n, action) in [
         (F::C1, O::ParserEmpty, 3, A::ClearSchemaCache),
         (F::C2, O::EscalationAsked, 5, A::SuggestSwitchProvider),
@@ -278,9 +337,9 @@ fn rows(taken_port: u16) -> Rows {
         (F::C9, O::DsmlNameMismatch, 1, A::Ignore),
         (F::C10, O::StuckRecovery, 5, A::SuggestSwitchModel),
     ] {
-        rows.reported(fault, Signal::new(what), n, action, call());
+        rows.of_worker(fault, Signal::new(what), n, action, O::ToolCallGood);
     }
-    rows.reported(F::C4, Signal::new(O::CommandWrapped).value(1), 1, A::AlertUser, call());
+    rows.of_worker(F::C4, Signal::new(O::CommandWrapped).value(1), 1, A::AlertUser, O::ToolCallGood);
 
     rows.codex(F::D1, "about to end", "kill -KILL $$", A::AlertUserRestart, O::CodexStarted);
     let memory = |gib: u64| Signal::new(O::CodexMemory).value(gib << 30).limit(4 << 30);
@@ -304,10 +363,35 @@ fn rows(taken_port: u16) -> Rows {
     };
     rows.process(F::E1, "damaged file", A::DeleteProviderCaps, corrupt, nothing);
     rows.reported(F::E2, Signal::new(O::RegistryStale).value(1), 1, A::CleanupPids, Signal::new(O::RegistrySound));
-    rows.reported(F::E3, Signal::new(O::ConfigPortStale).value(1), 1, A::RegenerateConfig, Signal::new(O::ConfigSound));
-    rows.reported(F::E4, Signal::new(O::SignInExpired), 1, A::AlertUserReauth, Signal::new(O::SignInGood));
-    rows.reported(F::E5, Signal::new(O::RoutesCooling).value(3), 1, A::AlertUserNoProvider, Signal::new(O::RouteFree));
+    let signed_in = Rows::idle(F::E4).replace("auth = { kind = \"none\" }\n", "");
+    let expired = |world: &World, id: &str| {
+        world.sign_in(id, 1_700_000_000);
+        world.home.ctl(&["restart", id]).ok();
+    };
+    let renewed = |world: &World, id: &str| world.sign_in(id, 4_000_000_000);
+    rows.push(F::E4, "token has expired", A::AlertUserReauth, signed_in, expired, renewed);
+    rows.of_worker(F::E5, Signal::new(O::RoutesCooling).value(3), 1, A::AlertUserNoProvider, O::RouteFree);
     rows
+}
+
+/// A folder with the supervisor in it and, beside it, what it takes for its worker: the real one for most endpoints, the
+/// stand-in for those of `stood_in`.
+fn programs(stood_in: &[String]) -> TempDir {
+    let (supervisor, worker, stand_in) = (binary("codex-supervisor"), binary("codex-worker"), home::stand_in_worker());
+    // Beside the build, so that the program can be linked; it looks for its worker in its own folder.
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build's folder is writable");
+    fs::hard_link(supervisor, folder.path().join("codex-supervisor")).expect("both are on one file system");
+    let script = format!(
+        "#!/bin/sh\nfor word; do\n  [ \"$last\" = --endpoint-id ] && id=$word\n  last=$word\ndone\n\
+         case $id in\n  {}) exec '{}' \"$@\" ;;\n  *) exec '{}' \"$@\" ;;\nesac\n",
+        stood_in.join("|"),
+        stand_in.display(),
+        worker.display(),
+    );
+    let program = folder.path().join("codex-worker");
+    fs::write(&program, script).expect("the folder is writable");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).expect("the file is ours");
+    folder
 }
 
 /// Whether `action` was decided and has come as far as it can without the world's help.
@@ -355,8 +439,13 @@ fn each_of_the_38_faults_is_seen_and_answered_rightly() {
         home.store_key(&Rows::id(row.fault), PROVIDER_KEY);
     }
     home.write_settings(&settings);
+    let stood_in: Vec<String> =
+        rows.iter().filter(|row| row.how == WORKERS_REPORT).map(|row| Rows::id(row.fault)).collect();
+    let programs = programs(&stood_in);
+    let mut supervisor = home.command(programs.path().join("codex-supervisor"));
+    supervisor.arg("--foreground");
     let started_at = now_ms();
-    home.start();
+    home.start_command(supervisor);
     let world = World {
         home,
         port: RefCell::new(Some(holder)),
@@ -409,7 +498,9 @@ fn each_of_the_38_faults_is_seen_and_answered_rightly() {
         "", "injected", "detected as", "tier", "action", "outcome", "detect ms", "recover ms"
     );
     let mut n_right = 0;
-    for (row, seen) in rows.iter().zip(&seen) {
+    let mut in_order: Vec<(&Row, &Seen)> = rows.iter().zip(&seen).collect();
+    in_order.sort_by_key(|(row, _)| row.fault);
+    for (row, seen) in in_order {
         let Some(incident) = &seen.done else {
             let _ = writeln!(table, "{:<4} {:<22} NOT RIGHT: {:#?}", row.fault, row.how, latest.get(&row.fault));
             continue;
@@ -441,8 +532,9 @@ fn each_of_the_38_faults_is_seen_and_answered_rightly() {
         );
     }
     println!("{table}{n_right} of {} right", rows.len());
+    println!("as a person sees them:\n{}", world.home.ctl(&["incidents", "list", "--since", "all"]).ok());
     assert!(finished.is_some() && n_right == rows.len(), "{table}{}", world.home.logs());
-    for asking in world.asking.take() {
+    for (_, asking) in world.asking.take() {
         asking.join().expect("a client ends");
     }
     world.home.stop();

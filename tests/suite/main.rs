@@ -31,6 +31,7 @@ mod edges;
 mod faults;
 mod healing;
 mod hostile;
+mod incidents;
 mod insurance;
 mod kept;
 mod load;

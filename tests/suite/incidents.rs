@@ -1,0 +1,376 @@
+//! The incident engine over real workers: what is new reaches an AI once, what it advises is verified, what is learned
+//! is used; an AI that fails or misbehaves costs nothing but an alert; no secret gets anywhere.
+
+use std::fs;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use codex_control::incident::{Action, AttemptState, Fault, Incident, IncidentState, Tier};
+use codex_control::rpc::{EndpointState, MonitorStatus};
+use e2e::home::{DEADLINE, PROVIDER_KEY, SandboxHome, endpoint_of};
+use e2e::http;
+use e2e::provider::{FakeProvider, Script, Step, When};
+use e2e::until::until;
+use serde_json::{Value, json};
+
+/// Longest time for the longest way: a question of fifteen seconds, and a busy machine.
+const LONG: Duration = Duration::from_mins(1);
+
+/// A provider of a model that diagnoses, and answers everything with `steps`.
+fn expert(steps: impl Into<Vec<Step>>) -> FakeProvider {
+    let script =
+        Script::new().key(PROVIDER_KEY).allow("temperature").allow("max_tokens").allow("max_completion_tokens");
+    FakeProvider::start(script.always(When::any(), steps))
+}
+
+/// A home whose endpoint `expert` is asked, and further endpoints without a provider.
+fn home_with(expert: &FakeProvider, others: &[&str]) -> SandboxHome {
+    let home = SandboxHome::new();
+    let mut settings = format!("[monitor]\nai_endpoint = \"expert\"\n\n{}", endpoint_of("expert", expert));
+    for id in others {
+        let section = format!(
+            "\n[[endpoint]]\nid = \"{id}\"\nprotocol = \"chat-completions\"\nbase_url = \"http://127.0.0.1:9/v1\"\n\
+             auth = {{ kind = \"none\" }}\n"
+        );
+        settings.push_str(&section);
+    }
+    home.write_settings(&settings);
+    home.store_key("expert", PROVIDER_KEY);
+    home.start();
+    for id in others.iter().copied().chain(["expert"]) {
+        home.wait_state(id, EndpointState::Running);
+    }
+    home
+}
+
+fn report(home: &SandboxHome, what: &str, endpoint: &str) {
+    home.rpc("incident.report", json!({ "what": what, "endpoint": endpoint })).expect("the report is taken");
+}
+
+/// The newest incident of `endpoint` that `fits`, once there is one.
+fn incident(home: &SandboxHome, endpoint: &str, what: &str, fits: impl Fn(&Incident) -> bool) -> Incident {
+    until(what, LONG, || {
+        let asked = json!({ "endpoint": endpoint, "whole": true });
+        let incidents = home.rpc("incident.list", asked).expect("incidents are listed");
+        let incidents: Vec<Incident> = serde_json::from_value(incidents).expect("incidents have the agreed shape");
+        incidents.into_iter().find(|incident| fits(incident))
+    })
+}
+
+fn steps(incident: &Incident) -> String {
+    incident.timeline.iter().map(|step| step.text.as_str()).collect::<Vec<_>>().join("\n")
+}
+
+fn monitor(home: &SandboxHome) -> MonitorStatus {
+    let status = home.rpc("monitor.show", Value::Null).expect("the monitor is shown");
+    serde_json::from_value(status).expect("it has the agreed shape")
+}
+
+#[test]
+fn what_is_new_reaches_the_ai_once_and_is_known_from_then_on() {
+    let advice = r#"{"action": "clear_schema_cache", "reason": "a fact was learned wrongly", "confidence": 0.9}"#;
+    let provider = expert([Step::text(advice)]);
+    let ids: Vec<String> = (1..=11).map(|n| format!("e{n}")).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let home = home_with(&provider, &ids);
+
+    report(&home, "upstream-nonsense", "e1");
+    let watched = |incident: &Incident| {
+        incident.attempts.iter().any(|attempt| matches!(attempt.state, AttemptState::Watched { .. }))
+    };
+    incident(&home, "e1", "the advice to be carried out", watched);
+    report(&home, "upstream-good", "e1");
+    let first =
+        incident(&home, "e1", "it to be seen that it helped", |incident| incident.state == IncidentState::Resolved);
+    let [attempt] = &first.attempts[..] else { panic!("{first:#?}") };
+    assert_eq!(
+        (attempt.tier, attempt.action, attempt.state),
+        (Tier::Ai, Action::ClearSchemaCache, AttemptState::Helped)
+    );
+
+    // The same elsewhere, nine times: other endpoints, so that no pause between actions on one of them is waited for.
+    for id in &ids[1..10] {
+        report(&home, "upstream-nonsense", id);
+    }
+    for id in &ids[1..10] {
+        incident(&home, id, "the known fix to be carried out", watched);
+        report(&home, "upstream-good", id);
+        let again = incident(&home, id, "its end", |incident| incident.state == IncidentState::Resolved);
+        let [attempt] = &again.attempts[..] else { panic!("{again:#?}") };
+        assert_eq!(
+            (attempt.tier, attempt.action, attempt.state),
+            (Tier::Pattern, Action::ClearSchemaCache, AttemptState::Helped)
+        );
+    }
+    report(&home, "upstream-nonsense", ids[10]);
+    incident(&home, ids[10], "the known fix to be carried out", |incident| {
+        incident.attempts.iter().any(|attempt| attempt.tier == Tier::Pattern)
+    });
+
+    let asked = provider.requests();
+    assert_eq!(asked.len(), 1, "after ten times with success nobody is asked");
+    let body = &asked[0].body;
+    assert_eq!(body["temperature"], json!(0.1), "{body:#}");
+    assert_eq!(body["max_tokens"].as_u64().or(body["max_completion_tokens"].as_u64()), Some(200), "{body:#}");
+    let status = monitor(&home);
+    assert_eq!((status.ai_calls_month, status.ai_calls_day), (1, 1));
+    assert!(status.ai_input_tokens > 0 && status.ai_output_tokens > 0, "{status:?}");
+
+    // What a person sees of it.
+    let list = home.ctl(&["incidents"]).ok();
+    assert!(list.contains("🤖") && list.contains("clear_schema_cache (Tier 3)"), "{list}");
+    assert!(list.contains("✅") && list.contains("clear_schema_cache (Tier 2)"), "{list}");
+    let shown = home.ctl(&["incidents", "show", &first.id.to_string()]).ok();
+    assert!(shown.contains("the AI advises clear_schema_cache"), "{shown}");
+    let exported: Value = serde_json::from_str(&home.ctl(&["incidents", "export", "--format", "store"]).ok()).unwrap();
+    assert!(
+        exported["incidents"].as_object().unwrap().values().any(|known| known["success_count"] == 10),
+        "{exported:#}"
+    );
+}
+
+/// An AI that answers `steps` leads to an alert with `why`, and to nothing else.
+fn leads_to_an_alert_alone(steps: impl Into<Vec<Step>>, why: &str) {
+    let provider = expert(steps);
+    let home = home_with(&provider, &["a"]);
+    asks_in_vain(&home, why);
+}
+
+fn asks_in_vain(home: &SandboxHome, why: &str) {
+    let before = home.endpoint("a");
+    report(home, "upstream-nonsense", "a");
+    let told = incident(home, "a", "the alert", |incident| incident.state == IncidentState::Alerted);
+    assert!(steps(&told).contains(why), "{}", steps(&told));
+    assert!(told.attempts.is_empty(), "{told:#?}");
+    let after = home.endpoint("a");
+    assert_eq!((after.worker_pid, after.generation), (before.worker_pid, before.generation));
+    // One that cannot be reached has an incident of its own; nothing of that is the AI's.
+    let actions = home.rpc("action.list", Value::Null).expect("actions are listed");
+    let of_a = |line: &&Value| line["endpoint"] != "expert" || line["attempt"]["tier"] == "ai";
+    assert_eq!(actions.as_array().expect("a list").iter().filter(of_a).collect::<Vec<_>>(), Vec::<&Value>::new());
+    assert_eq!(monitor(home).ai_calls_day, 1, "a question in vain counts as well");
+}
+
+#[test]
+fn an_ai_that_answers_prose_leads_to_an_alert() {
+    leads_to_an_alert_alone([Step::text("I would restart_proxy, I think.")], "its answer cannot be used");
+}
+
+#[test]
+fn an_ai_that_answers_in_a_fence_leads_to_an_alert() {
+    let fenced = "```json\n{\"action\": \"restart_proxy\", \"reason\": \"x\", \"confidence\": 1.0}\n```";
+    leads_to_an_alert_alone([Step::text(fenced)], "its answer cannot be used");
+}
+
+#[test]
+fn an_ai_that_invents_an_action_leads_to_an_alert() {
+    let unknown = r#"{"action": "delete_everything", "reason": "x", "confidence": 1.0}"#;
+    leads_to_an_alert_alone([Step::text(unknown)], "its answer cannot be used");
+}
+
+#[test]
+fn an_ai_that_wants_to_delete_files_leads_to_an_alert() {
+    let command = r#"{"action": "rm -rf /", "reason": "x", "confidence": 1.0}"#;
+    leads_to_an_alert_alone([Step::text(command)], "its answer cannot be used");
+}
+
+#[test]
+fn an_ai_that_answers_a_megabyte_leads_to_an_alert() {
+    let long = format!(r#"{{"action": "restart_proxy", "reason": "{}", "confidence": 1.0}}"#, "x".repeat(1024 * 1024));
+    leads_to_an_alert_alone([Step::Raw(whole_answer(&long))], "its answer is longer than");
+}
+
+/// One event with all of the text, and the end: word by word a megabyte takes long.
+fn whole_answer(text: &str) -> String {
+    let chunk = |delta: Value, finish: Value| {
+        let choice = json!({ "index": 0, "delta": delta, "finish_reason": finish });
+        let chunk = json!({ "id": "c", "object": "chat.completion.chunk", "created": 1, "model": "scripted", "choices": [choice] });
+        format!("data: {chunk}\n\n")
+    };
+    chunk(json!({ "role": "assistant", "content": text }), Value::Null)
+        + &chunk(json!({}), json!("stop"))
+        + "data: [DONE]\n\n"
+}
+
+#[test]
+fn an_ai_that_takes_too_long_leads_to_an_alert() {
+    leads_to_an_alert_alone([Step::PauseMs(40_000), Step::text("{}")], "it did not answer within 15 s");
+}
+
+#[test]
+fn an_ai_that_is_down_leads_to_an_alert() {
+    let provider = expert([Step::text("{}")]);
+    let home = home_with(&provider, &["a"]);
+    drop(provider);
+    asks_in_vain(&home, "");
+}
+
+/// A key that says of itself when it ends.
+pub(crate) fn web_token(ends_at_s: u64) -> String {
+    let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    format!("{}.{}.signature", part(json!({ "alg": "none" })), part(json!({ "exp": ends_at_s })))
+}
+
+#[test]
+fn an_expired_sign_in_is_asked_for_anew_and_then_the_person() {
+    const PAST_S: u64 = 1_700_000_000;
+    const FUTURE_S: u64 = 4_000_000_000;
+    let home = SandboxHome::new();
+    let ids = ["renewed", "in-vain"];
+    let key = |id: &str| format!("work/key-of-{id}");
+    let section = |id: &str| {
+        let key = home.path(&key(id));
+        format!(
+            "[[endpoint]]\nid = \"{id}\"\nprotocol = \"chat-completions\"\nbase_url = \"http://127.0.0.1:9/v1\"\n\
+             auth = {{ command = [\"cat\", \"{}\"] }}\n\n",
+            key.display()
+        )
+    };
+    home.write_settings(&ids.map(section).concat());
+    home.write(
+        "config/codex-supervisor/rules.toml",
+        "[[rule]]\nid = 'oauth_expired'\nfault = 'E4'\ndo = ['refresh_token']\n",
+    );
+    for id in ids {
+        home.write(&key(id), &web_token(PAST_S));
+    }
+    home.start();
+    for id in ids {
+        incident(&home, id, "the expiry to be seen", |incident| incident.fault == Some(Fault::E4));
+    }
+    home.write(&key("renewed"), &web_token(FUTURE_S));
+    let renewed = incident(&home, "renewed", "its end", |incident| incident.state == IncidentState::Resolved);
+    let attempt = &renewed.attempts[0];
+    assert_eq!((attempt.action, attempt.state), (Action::RefreshToken, AttemptState::Helped), "{renewed:#?}");
+    let told = incident(&home, "in-vain", "the alert", |incident| incident.state == IncidentState::Alerted);
+    let attempt = &told.attempts[0];
+    assert_eq!((attempt.action, attempt.state), (Action::RefreshToken, AttemptState::Failed), "{told:#?}");
+    assert!(attempt.result.contains("the key that is there has expired"), "{}", attempt.result);
+    let shown = home.ctl(&["incidents", "show", &told.id.to_string()]).ok();
+    assert!(shown.contains("you were told") && shown.contains("codexctl login in-vain"), "{shown}");
+    assert!(!home.logs().contains(&web_token(PAST_S)), "and the key is in no log");
+}
+
+/// Secrets of twenty shapes, each unlike any other text.
+fn canaries() -> Vec<String> {
+    let word = |n: usize| format!("Canary{n:02}x9Kq3Zt7Wb1Lm5Rv8");
+    let hex = |n: usize| format!("{n:02x}c0ffee9a7b3d5e1f4c6a8b0d2e4f6a8c0e1b3d");
+    vec![
+        format!("sk-proj-{}", word(1)),
+        format!("sk-ant-api03-{}", word(2)),
+        format!("sk-or-v1-{}", word(3)),
+        format!("gsk_{}", word(4)),
+        format!("xai-{}", word(5)),
+        format!("ghp_{}", word(6)),
+        format!("github_pat_{}", word(7)),
+        format!("hf_{}", word(8)),
+        format!("nvapi-{}", word(9)),
+        format!("AIza{}", word(10)),
+        format!("ya29.{}", word(11)),
+        format!("1//0g{}", word(12)),
+        format!("eyJhbGciOiJIUzI1NiJ9.eyJzdWIi{}.{}", word(13), word(13)),
+        format!("AKIA{}", "CANARY14Z9K3T7W1"),
+        format!("{}.{}", "15c0ffee9a7b3d5e1f4c6a8b0d2e4f6a", word(15)),
+        hex(16),
+        format!("Bearer {}", word(17)),
+        format!("api_key={}", word(18)),
+        format!("password: {}", word(19)),
+        format!("https://canary:{}@host.invalid/", word(20)),
+    ]
+}
+
+/// The part of a canary that must not be seen anywhere.
+fn heart(canary: &str) -> String {
+    let core = canary.find("anary").map_or(canary, |at| &canary[at..]);
+    core.trim_end_matches("@host.invalid/").chars().take(20).collect()
+}
+
+#[test]
+fn secrets_of_twenty_shapes_get_nowhere() {
+    let canaries = canaries();
+    assert_eq!(canaries.len(), 20);
+    let all = canaries.join(" ; ");
+    let advisor = expert([Step::text(r#"{"action": "ignore", "reason": "it passes", "confidence": 0.9}"#)]);
+    // A provider that throws everything it was given back, in an error.
+    let body = json!({ "error": { "message": format!("refused: {all}"), "type": "invalid_request_error" } });
+    let leaky = FakeProvider::start(Script::new().always(When::any(), [Step::status(400, &body)]));
+    let home = SandboxHome::new();
+    home.write_settings(&format!(
+        "[monitor]\nai_endpoint = \"expert\"\n\n{}\n{}headers = {{ x-api-key = \"{}\" }}\n",
+        endpoint_of("expert", &advisor),
+        endpoint_of("leaky", &leaky),
+        canaries[1]
+    ));
+    home.store_key("expert", PROVIDER_KEY);
+    home.store_key("leaky", &canaries[0]);
+    home.start();
+    home.wait_state("leaky", EndpointState::Running);
+    home.wait_state("expert", EndpointState::Running);
+    let mut events = home.spawn(home.ctl_command(&["rpc", "events.subscribe"]));
+
+    // In a prompt, in an error, and in what another program reports.
+    let question = json!({ "model": "scripted", "input": format!("keep {all}"), "stream": true }).to_string();
+    home.post_responses("leaky", question.as_bytes());
+    for canary in &canaries {
+        let signal =
+            json!({ "what": "upstream-nonsense", "endpoint": "leaky", "detail": format!("it said {canary} !") });
+        home.rpc("incident.report", signal).expect("the report is taken");
+    }
+    until("the AI to be asked", LONG, || (!advisor.requests().is_empty()).then_some(()));
+    incident(&home, "leaky", "an incident with an attempt or an alert", |incident| !incident.timeline.is_empty());
+    until("events to be told", DEADLINE, || events.stdout().contains("\"kind\":\"incident\"").then_some(()));
+
+    let mut seen = vec![(
+        "the AI's prompt".to_owned(),
+        advisor.requests().iter().map(|request| request.body.to_string()).collect(),
+    )];
+    for format in ["markdown", "json", "store"] {
+        seen.push((
+            format!("the {format} export"),
+            home.ctl(&["incidents", "export", "--since", "all", "--format", format]).ok(),
+        ));
+    }
+    seen.push(("the list".to_owned(), home.ctl(&["incidents", "--json"]).ok()));
+    seen.push(("the usage".to_owned(), home.ctl(&["usage", "--json"]).ok()));
+    seen.push(("the status".to_owned(), home.ctl(&["status", "--json"]).ok()));
+    seen.push(("the endpoint".to_owned(), home.ctl(&["endpoint", "show", "leaky", "--json"]).ok()));
+    let bearer = format!("Bearer {}", home.token("leaky"));
+    for path in ["/monitoring", "/metrics", "/health"] {
+        let answer = http::request(home.address("leaky"), "GET", path, &[("authorization", &bearer)], b"").unwrap();
+        seen.push((path.to_owned(), answer.text()));
+    }
+    home.stop();
+    seen.push(("the events".to_owned(), events.stdout()));
+    assert!(!events.has_ended() || !events.stdout().is_empty());
+    for folder in ["state", "cache", "run", "logs"] {
+        for file in files(&home.path(folder)) {
+            if file.ends_with("logs/0.out") || file.extension().is_some_and(|extension| extension == "out") {
+                continue; // what our own commands have printed: looked at above
+            }
+            let text = String::from_utf8_lossy(&fs::read(&file).unwrap_or_default()).into_owned();
+            seen.push((file.display().to_string(), text));
+        }
+    }
+    let names: Vec<&str> = seen.iter().map(|(name, _)| name.as_str()).collect();
+    assert!(names.iter().any(|name| name.ends_with("state.db")), "{names:?}");
+    let found: Vec<String> = seen
+        .iter()
+        .flat_map(|(name, text)| {
+            canaries
+                .iter()
+                .filter(|canary| text.contains(&heart(canary)))
+                .map(move |canary| format!("{canary} in {name}"))
+        })
+        .collect();
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+fn files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found
+}
