@@ -14,7 +14,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use codex_control::codex_config::{BACKUPS_MAX, CodexConfig, Outcome};
+use codex_control::codex_config::{BACKUPS_YOUNG_MAX, CodexConfig, Outcome};
 use codex_control::environment::Environment;
 use codex_control::paths::Paths;
 use e2e::home::binary;
@@ -237,7 +237,8 @@ impl Scene {
         let left: Vec<PathBuf> =
             self.snapshot().into_keys().filter(|path| !allowed.contains(path) && !is_backup(path)).collect();
         let n_backups = fs::read_dir(&backups).into_iter().flatten().count();
-        (!left.is_empty() || n_backups > BACKUPS_MAX).then(|| format!("{n_backups} backups, and left is {left:?}"))
+        (!left.is_empty() || n_backups > BACKUPS_YOUNG_MAX)
+            .then(|| format!("{n_backups} backups, and left is {left:?}"))
     }
 
     /// What is wrong after the next process of ours has looked, and after everything was taken back.

@@ -43,7 +43,7 @@ use crate::files::{self, FileError, PRIVATE_FILE_MODE, folder_of};
 use crate::paths::Paths;
 use crate::report::Hinted;
 
-pub use self::journal::{BACKUPS_MAX, Holder};
+pub use self::journal::{BACKUPS_MAX, BACKUPS_YOUNG_MAX, Holder};
 pub use self::redirect::{Key, PROVIDER_ID, Redirect};
 pub use self::swap::CONFIG_BYTES_MAX;
 pub use self::text::TextError;
@@ -459,7 +459,7 @@ impl CodexConfig {
                 let _ = self.reach(&mut journal, before, manner, outcome);
             }
         }
-        journal::sweep(&self.folder, &journal);
+        journal::sweep(&self.folder, &journal, now_ms());
         let state = &journal.state;
         let holder = state.in_force.as_ref().map(|in_force| &in_force.holder);
         outcome.in_force = holder.and_then(|id| state.holders.iter().find(|holder| holder.id == *id)).cloned();

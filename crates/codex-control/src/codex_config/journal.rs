@@ -5,7 +5,7 @@
 //! $XDG_STATE_HOME/codex-supervisor/codex-config/HASH/     one folder for each config.toml ever changed
 //!   lock            held by whoever works on it
 //!   journal.json    this module
-//!   backups/        BACKUPS_MAX files as they were before we changed them, the newest last
+//!   backups/        BACKUPS_MAX files as they were before we changed them, the newest last; more after a burst
 //! ```
 
 use std::fs::{self, File};
@@ -23,8 +23,14 @@ use crate::EndpointId;
 use crate::files::{self, FileError, PRIVATE_FILE_MODE};
 use crate::process::{Identity, Process};
 
-/// Files kept aside for each `config.toml`. Those that are still needed for putting one back are kept beyond it.
+/// Files kept aside for each `config.toml`. Those that are still needed for putting one back are kept beyond it, and
+/// young ones up to [`BACKUPS_YOUNG_MAX`].
 pub const BACKUPS_MAX: usize = 10;
+/// Young files kept aside: where several programs write at once, what one of them has overwritten is among these, and
+/// the changes of a moment must not push it out.
+pub const BACKUPS_YOUNG_MAX: usize = 60;
+/// Age, in milliseconds, up to which a file kept aside is young: an edit that is gone is missed soon.
+const BACKUP_YOUNG_MS: u64 = 60 * 60 * 1000;
 /// Largest journal: a few holders with their keys. A larger one is not ours.
 const JOURNAL_BYTES_MAX: u64 = 1024 * 1024;
 /// Version of the journal's format.
@@ -270,8 +276,9 @@ pub(super) fn kept(folder: &Path, name: &str, expected: &str) -> Option<Vec<u8>>
     fs::read(backups_folder(folder).join(name)).ok().filter(|bytes| digest(bytes) == expected)
 }
 
-/// Removes what nobody needs: temporaries of writers that were killed, and backups beyond [`BACKUPS_MAX`].
-pub(super) fn sweep(folder: &Path, journal: &Journal) {
+/// Removes what nobody needs: temporaries of writers that were killed, and backups beyond [`BACKUPS_MAX`] that are old
+/// or beyond [`BACKUPS_YOUNG_MAX`].
+pub(super) fn sweep(folder: &Path, journal: &Journal, now_ms: u64) {
     let backups = backups_folder(folder);
     for place in [folder, &backups] {
         for name in names(place).into_iter().filter(|name| Path::new(name).extension().is_some_and(|ext| ext == "tmp"))
@@ -279,11 +286,15 @@ pub(super) fn sweep(folder: &Path, journal: &Journal) {
             let _ = fs::remove_file(place.join(name)); // the next one tries again
         }
     }
+    let at_ms = |name: &str| name.split('-').next().and_then(|at_ms| at_ms.parse::<u64>().ok());
     let mut kept: Vec<String> = names(&backups);
-    kept.sort_by_key(|name| name.split('-').next().and_then(|at_ms| at_ms.parse::<u64>().ok()));
-    let beyond = kept.len().saturating_sub(BACKUPS_MAX);
-    for name in kept.into_iter().take(beyond).filter(|name| !journal.needed().any(|needed| needed == name)) {
-        let _ = fs::remove_file(backups.join(name)); // the next one tries again
+    kept.sort_by_key(|name| std::cmp::Reverse(at_ms(name)));
+    for (n_newer, name) in kept.into_iter().enumerate().skip(BACKUPS_MAX) {
+        let is_young = at_ms(&name).is_some_and(|at_ms| now_ms.saturating_sub(at_ms) < BACKUP_YOUNG_MS);
+        let stays = (is_young && n_newer < BACKUPS_YOUNG_MAX) || journal.needed().any(|needed| needed == name);
+        if !stays {
+            let _ = fs::remove_file(backups.join(name)); // the next one tries again
+        }
     }
 }
 

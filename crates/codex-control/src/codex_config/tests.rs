@@ -73,7 +73,7 @@ impl Home {
             assert!(["backups", "journal.json", "lock"].contains(&name.as_str()), "{name}");
         }
         let backups = names(&config.backups_folder());
-        assert!(backups.len() <= BACKUPS_MAX && backups.iter().all(|name| !name.contains(".tmp")), "{backups:?}");
+        assert!(backups.len() <= BACKUPS_YOUNG_MAX && backups.iter().all(|name| !name.contains(".tmp")), "{backups:?}");
     }
 }
 
@@ -499,8 +499,13 @@ fn ten_backups_are_kept_and_what_was_edited_in_our_place_is_among_them() {
         home.config().hold(holder("a")).unwrap();
         home.config().release("a").unwrap();
     }
-    assert_eq!(names(&home.config().backups_folder()).len(), BACKUPS_MAX);
+    let backups = home.config().backups_folder();
+    assert_eq!(names(&backups).len(), 15, "they are all of this hour");
+    for (n, name) in names(&backups).iter().enumerate() {
+        fs::rename(backups.join(name), backups.join(format!("{n}-{}", name.split_once('-').unwrap().1))).unwrap();
+    }
     home.config().hold(holder("a")).unwrap();
+    assert_eq!(names(&backups).len(), BACKUPS_MAX);
     let edited = home.read().replace("\"N (supervised)\"", "\"Mine\"");
     home.write(&edited);
     let outcome = home.config().release("a").unwrap();
