@@ -14,7 +14,7 @@ use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use codex_control::environment;
 use codex_control::incident::{Action, AttemptState, Fault, Incident, IncidentState, Millis, Observation, Signal};
@@ -32,6 +32,9 @@ use crate::incidents::web_token;
 
 /// Time for all rows together; the longest of them waits for three windows, and the machine may be busy.
 const ALL_WITHIN: Duration = Duration::from_mins(2);
+
+/// A failure that was reported late has come by then.
+const STAYS_WELL: Duration = Duration::from_secs(1);
 
 /// How the signals of some rows are injected; see the module.
 const WORKERS_REPORT: &str = "worker's report";
@@ -104,19 +107,28 @@ impl World {
         self.asking.borrow_mut().push((id.to_owned(), asking));
     }
 
-    /// The provider is well again, once whoever asks `id` at present has seen its last failure.
+    /// The provider is well again, once whoever asks `id` at present has seen its last failure. The worker's word of
+    /// that failure may come after the client's answer: it is said until it lasts.
     fn good_again(&self, id: &str) {
         let mut asking = self.asking.borrow_mut();
         let (of_id, others) = asking.drain(..).partition(|(asked, _)| asked == id);
         *asking = others;
         let of_id: Vec<(String, thread::JoinHandle<()>)> = of_id;
         let good = json!(Signal::of(Observation::UpstreamGood, &id.parse().expect("a good id")));
+        let of_endpoint = json!({ "endpoint": id });
         let paths = self.home.paths();
         let waiting = thread::spawn(move || {
             for (_, asking) in of_id {
                 asking.join().expect("a client ends");
             }
-            home::call(&paths, "incident.report", good).expect("the report is taken");
+            until("the provider to stay well", ALL_WITHIN, || {
+                home::call(&paths, "incident.report", good.clone()).expect("the report is taken");
+                let incidents = home::call(&paths, "incident.list", of_endpoint.clone()).expect("incidents are listed");
+                let incidents: Vec<Incident> = serde_json::from_value(incidents).expect("incidents");
+                let over_since = incidents.iter().map(|incident| incident.closed_at_ms).min()??;
+                let age = (UNIX_EPOCH + Duration::from_millis(over_since)).elapsed().unwrap_or_default();
+                (age >= STAYS_WELL).then_some(())
+            });
         });
         asking.push((id.to_owned(), waiting));
     }

@@ -72,7 +72,8 @@ pub(crate) struct Incidents {
     epoch: (u64, Instant),
     /// Until when to wait for what was kept; `None`: it is there, or was given up.
     loading_until: Option<Instant>,
-    waiting: VecDeque<Signal>,
+    /// What was seen meanwhile, and when.
+    waiting: VecDeque<(Signal, Instant)>,
     n_signals_dropped: u64,
     /// Deeds that are being written down.
     deeds: BTreeMap<u64, (Deed, Instant)>,
@@ -194,13 +195,14 @@ impl Incidents {
         match loaded.saved {
             Ok(saved) => {
                 if let Some(saved) = saved {
-                    let now_ms = self.millis(now);
+                    // What waits is decided upon as of when it was seen: a worker that is back since is not replaced.
+                    let now_ms = self.millis(self.waiting.front().map_or(now, |(_, seen_at)| *seen_at));
                     self.engine = Engine::restore(self.tables.clone(), self.policy_in_force(), now_ms, saved);
                 }
             }
             Err(reason) => self.cannot_count(reason),
         }
-        self.catch_up(now);
+        self.catch_up();
     }
 
     fn cannot_count(&mut self, reason: String) {
@@ -209,9 +211,9 @@ impl Incidents {
         self.engine.set_policy(self.policy_in_force());
     }
 
-    fn catch_up(&mut self, now: Instant) {
-        for signal in std::mem::take(&mut self.waiting) {
-            self.observe(signal, now);
+    fn catch_up(&mut self) {
+        for (signal, seen_at) in std::mem::take(&mut self.waiting) {
+            self.observe(signal, seen_at);
         }
     }
 
@@ -225,7 +227,7 @@ impl Incidents {
             self.waiting.pop_front();
             self.n_signals_dropped += 1;
         }
-        self.waiting.push_back(signal);
+        self.waiting.push_back((signal, now));
     }
 
     /// When to poll again, if nothing happens before.
@@ -241,7 +243,7 @@ impl Incidents {
         if self.loading_until.is_some_and(|until| now >= until) {
             self.loading_until = None;
             self.cannot_count("the database does not answer".to_owned());
-            self.catch_up(now);
+            self.catch_up();
         }
         let mut told = Vec::new();
         let mut decided = Vec::new();

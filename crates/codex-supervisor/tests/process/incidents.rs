@@ -77,6 +77,25 @@ fn a_killed_worker_is_an_incident_that_ends_well_and_is_kept() {
 }
 
 #[test]
+fn a_worker_that_is_back_before_the_database_is_open_is_not_replaced() {
+    let home = Home::new(&endpoint("a", ""));
+    home.start().stop();
+    let other = Connection::open(home.state("state.db")).unwrap();
+    other.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
+    let supervisor = home.start();
+    supervisor.wake("a");
+    let generation = supervisor.endpoint("a")["generation"].as_u64().unwrap();
+    supervisor.worker("a").signal(Kill::KILL).unwrap();
+    let is_back = |status: &Value| status["generation"] == generation + 1 && status["state"] == "running";
+    supervisor.wait_for_endpoint("a", "another worker", is_back);
+    drop(other);
+    incident(&supervisor, "the incident's end", |incident| incident["state"] == "resolved");
+    let status = supervisor.endpoint("a");
+    assert!(is_back(&status), "{status:#}");
+    supervisor.stop();
+}
+
+#[test]
 fn an_action_can_be_cancelled_for_three_seconds_and_is_done_otherwise() {
     let home = Home::new(&(endpoint("a", "") + &endpoint("b", "")));
     let supervisor = home.start();

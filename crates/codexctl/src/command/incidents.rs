@@ -94,7 +94,8 @@ pub(super) fn icon(incident: &Incident) -> &'static str {
 pub(super) fn fault_name(incident: &Incident, tables: &IncidentTables) -> String {
     match incident.fault {
         Some(fault) => format!("{fault} {}", tables.fault(fault).name),
-        None => incident.what.to_string(),
+        // None of the named ones: what was seen, as words.
+        None => format!("unnamed: {}", incident.what.to_string().replace('-', " ")),
     }
 }
 

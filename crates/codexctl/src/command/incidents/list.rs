@@ -52,7 +52,8 @@ fn shown(incidents: &[Incident], since: Since, tables: &IncidentTables, moments:
         since.words(),
         count(IncidentState::is_closed)
     );
-    for (n, what) in [(n_open, "being dealt with"), (n_needs, "need you")] {
+    let need = if n_needs == 1 { "needs you" } else { "need you" };
+    for (n, what) in [(n_open, "being dealt with"), (n_needs, need)] {
         if n > 0 {
             head = format!("{head}, {n} {what}");
         }
@@ -152,7 +153,7 @@ mod tests {
         let moments = Moments::utc(1_795_000_000_000 + 3_600_000);
         let text = shown(&incidents, Since::Ms(86_400_000), &IncidentTables::embedded(), &moments);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "4 incidents in the last 24 hours: 3 over, 1 need you");
+        assert_eq!(lines[0], "4 incidents in the last 24 hours: 3 over, 1 needs you");
         assert!(lines[2].starts_with("   WHEN"), "{text}");
         for (line, mark, words) in [
             (lines[3], "🤖", "clear_schema_cache (Tier 3)"),
