@@ -78,12 +78,14 @@ impl Home {
         write_script(&self.root().join("bin").join(name), script)
     }
 
-    /// Runs `codexctl` from a folder of its own, so that it finds only what the test puts beside it.
+    /// Runs `codexctl` from a folder of its own, so that it finds only what the test puts beside it. Another process
+    /// writes it, see [`write_script`].
     pub(crate) fn install_codexctl(&mut self, folder: &str) -> PathBuf {
         let folder = self.root().join(folder);
         fs::create_dir_all(&folder).unwrap();
         self.codexctl = folder.join("codexctl");
-        fs::copy(env!("CARGO_BIN_EXE_codexctl"), &self.codexctl).unwrap();
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_codexctl")).arg(&self.codexctl).status();
+        assert!(copied.unwrap().success());
         folder
     }
 
@@ -197,9 +199,13 @@ pub(crate) fn id(text: &str) -> EndpointId {
     text.parse().unwrap()
 }
 
+/// Another process writes it: what this one writes is open in the children that other threads start at that moment,
+/// and cannot be executed as long as it is.
 pub(crate) fn write_script(path: &Path, script: &str) -> PathBuf {
-    fs::write(path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut install = Command::new("install");
+    let mut child = install.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped()).spawn().unwrap();
+    write!(child.stdin.take().unwrap(), "#!/bin/sh\n{script}\n").unwrap();
+    assert!(child.wait().unwrap().success());
     path.to_owned()
 }
 
