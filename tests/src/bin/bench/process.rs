@@ -37,6 +37,11 @@ impl Server {
         memory_bytes(self.child.id())
     }
 
+    /// Files and sockets that it has open.
+    pub(crate) fn open_files(&self) -> anyhow::Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
+    }
+
     pub(crate) fn processor_time(&self) -> anyhow::Result<ProcessorTime> {
         ProcessorTime::of(self.child.id())
     }
