@@ -34,6 +34,10 @@ const BACKENDS: [(&str, &str); 12] = [
     ("bgp", "pool"),
 ];
 
+/// Settings of its AI monitoring that are on or off, and have the same names here.
+const SWITCHES: [&str; 6] =
+    ["enabled", "tier1_enabled", "tier2_enabled", "tier3_enabled", "auto_restart_proxy", "auto_switch_provider"];
+
 /// What a file of the original holds.
 #[derive(Debug, Default)]
 pub(crate) struct Reading {
@@ -43,8 +47,16 @@ pub(crate) struct Reading {
     pub(crate) left_out: Vec<LeftOut>,
     /// The one it uses when none is named, if that is among the endpoints.
     pub(crate) default: Option<EndpointId>,
-    /// Whether it holds settings of its AI monitoring.
-    pub(crate) has_monitoring: bool,
+    /// The settings of its AI monitoring.
+    pub(crate) monitoring: Vec<Setting>,
+}
+
+/// One setting of a section of the supervisor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Setting {
+    pub(crate) section: &'static str,
+    pub(crate) key: &'static str,
+    pub(crate) value: Value,
 }
 
 /// One endpoint.
@@ -86,11 +98,11 @@ pub(crate) fn read(file: &Value, tables: &Tables) -> Result<Reading, String> {
             .filter(|(_, row)| row.contains_key("backend_type") || row.contains_key("base_url"))
             .collect(),
     };
-    let has_monitoring = root.contains_key("ai_monitoring");
-    if rows.is_empty() && !root.contains_key("endpoints") && !has_monitoring {
+    let monitoring = root.get("ai_monitoring");
+    if rows.is_empty() && !root.contains_key("endpoints") && monitoring.is_none() {
         return Err("it holds neither endpoints of the original launcher nor a profile of ours".to_owned());
     }
-    let mut reading = Reading { has_monitoring, ..Reading::default() };
+    let mut reading = Reading::default();
     let mut taken = BTreeSet::new();
     for (name, row) in rows {
         match endpoint(&name, row, tables) {
@@ -104,7 +116,58 @@ pub(crate) fn read(file: &Value, tables: &Tables) -> Result<Reading, String> {
             Err(reason) => reading.left_out.push(LeftOut { name, reason }),
         }
     }
+    if let Some(monitoring) = monitoring.and_then(Value::as_object) {
+        read_monitoring(monitoring, tables, &mut taken, &mut reading);
+    }
     Ok(reading)
+}
+
+/// The settings of its AI monitoring by their names here. Its AI is a URL with a key; here it is an endpoint: the one
+/// that leads there, or another one of its own.
+fn read_monitoring(row: &Map<String, Value>, tables: &Tables, taken: &mut BTreeSet<String>, reading: &mut Reading) {
+    const NAME: &str = "AI monitoring";
+    for key in SWITCHES {
+        if let Some(value @ Value::Bool(_)) = row.get(key) {
+            reading.monitoring.push(Setting { section: "monitor", key, value: value.clone() });
+        }
+    }
+    let number = |key: &str| row.get(key).and_then(Value::as_u64);
+    let bytes = number("max_memory_mb").and_then(|mebibytes| mebibytes.checked_mul(1024 * 1024));
+    for (key, value) in [("health_interval_s", number("health_check_interval_s")), ("worker_memory_bytes_max", bytes)] {
+        if let Some(value) = value {
+            reading.monitoring.push(Setting { section: "daemon", key, value: json!(value) });
+        }
+    }
+    if let Some(level) = text(row, "notification_level") {
+        reading.monitoring.push(Setting { section: "monitor", key: "notification_level", value: json!(level) });
+    }
+    let Some(url) = text(row, "provider_url") else { return };
+    let leads_there = |found: &&Found| {
+        let preset = found.settings.preset.as_ref();
+        let preset = preset.and_then(|id| tables.providers().iter().find(|preset| preset.id == *id));
+        let base_url = found.settings.base_url.as_ref().or(preset.map(|preset| &preset.base_url));
+        base_url.is_some_and(|base_url| normalize_base_url(base_url) == normalize_base_url(url))
+    };
+    let id = if let Some(found) = reading.endpoints.iter().find(leads_there) {
+        found.settings.id.clone()
+    } else {
+        let mut its = Map::new();
+        its.insert("base_url".to_owned(), json!(url));
+        its.extend(["api_key"].into_iter().filter_map(|key| Some((key.to_owned(), row.get(key)?.clone()))));
+        match endpoint(NAME, &its, tables) {
+            Ok(mut found) => {
+                found.settings.id = unused(&id_of(NAME), taken);
+                let id = found.settings.id.clone();
+                reading.endpoints.push(found);
+                id
+            }
+            Err(reason) => return reading.left_out.push(LeftOut { name: NAME.to_owned(), reason }),
+        }
+    };
+    reading.monitoring.push(Setting { section: "monitor", key: "ai_endpoint", value: json!(id) });
+    if let Some(model) = text(row, "model") {
+        reading.monitoring.push(Setting { section: "monitor", key: "ai_model", value: json!(model) });
+    }
 }
 
 /// Reads one endpoint; its id is still to be chosen.
@@ -319,8 +382,43 @@ mod tests {
             let reading = reading(&file);
             assert_eq!(reading.endpoints.len(), 1, "{file}");
             assert_eq!(reading.default, Some("my-one".parse().unwrap()));
-            assert!(reading.has_monitoring);
+            let n_settings = usize::from(file["ai_monitoring"]["enabled"] == true);
+            assert_eq!(reading.monitoring.len(), n_settings);
         }
+    }
+
+    #[test]
+    fn the_ai_that_is_asked_is_an_endpoint() {
+        let file = |url: &str| {
+            json!({
+                "endpoints": [{ "name": "Mine", "base_url": "https://mine/v1", "api_key": "a" }],
+                "ai_monitoring": {
+                    "enabled": true, "tier2_enabled": "yes", "provider_url": url, "model": "m", "api_key": "b",
+                    "health_check_interval_s": 7, "max_memory_mb": 512, "notification_level": "all",
+                },
+            })
+        };
+        let ai = |reading: &Reading| reading.monitoring.iter().find(|one| one.key == "ai_endpoint").cloned();
+        let there = reading(&file("https://mine/v1/chat/completions"));
+        assert_eq!((there.endpoints.len(), ai(&there).unwrap().value), (1, json!("mine")));
+        let taken: Vec<String> =
+            there.monitoring.iter().map(|one| format!("{}.{} = {}", one.section, one.key, one.value)).collect();
+        let expected = [
+            "monitor.enabled = true",
+            "daemon.health_interval_s = 7",
+            "daemon.worker_memory_bytes_max = 536870912",
+            "monitor.notification_level = \"all\"",
+            "monitor.ai_endpoint = \"mine\"",
+            "monitor.ai_model = \"m\"",
+        ];
+        assert_eq!(taken, expected);
+        let elsewhere = reading(&file("https://other/v1/chat/completions"));
+        assert_eq!(ai(&elsewhere).unwrap().value, json!("ai-monitoring"));
+        let its = &elsewhere.endpoints[1];
+        assert_eq!(its.settings.base_url.as_deref(), Some("https://other/v1"));
+        assert_eq!(its.key.as_ref().unwrap().expose(), "b");
+        let nowhere = reading(&file("nowhere"));
+        assert!(ai(&nowhere).is_none() && nowhere.left_out[0].name == "AI monitoring", "{nowhere:?}");
     }
 
     #[test]

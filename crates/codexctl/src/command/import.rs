@@ -58,6 +58,8 @@ pub(crate) struct Arguments {
 struct Incoming {
     endpoints: Vec<original::Found>,
     default: Option<EndpointId>,
+    /// Settings of the supervisor, where they come from the original.
+    monitoring: Vec<original::Setting>,
     /// The whole settings, where they come from a profile.
     settings: Option<String>,
     /// Overrides of tables, by the table's name.
@@ -179,15 +181,11 @@ fn read(ctx: &Context, path: &Path) -> Result<Incoming, Failure> {
     let value: Value = serde_json::from_slice(bytes).map_err(|error| unusable(format!("it is not JSON: {error}")))?;
     if !Profile::is_one(&value) {
         let reading = original::read(&value, &presets::tables(ctx)).map_err(unusable)?;
-        let mut left_out = reading.left_out;
-        if reading.has_monitoring {
-            let reason = "its settings of the AI monitoring are not taken over".to_owned();
-            left_out.push(LeftOut { name: "ai_monitoring".to_owned(), reason });
-        }
         return Ok(Incoming {
             endpoints: reading.endpoints,
             default: reading.default,
-            left_out,
+            monitoring: reading.monitoring,
+            left_out: reading.left_out,
             ..Incoming::default()
         });
     }
@@ -206,7 +204,7 @@ fn read(ctx: &Context, path: &Path) -> Result<Incoming, Failure> {
         default: settings.default_endpoint.clone(),
         settings: text,
         tables: files.into_iter().map(|(name, text)| (name.trim_end_matches(".toml").to_owned(), text)).collect(),
-        left_out: Vec::new(),
+        ..Incoming::default()
     })
 }
 
@@ -225,6 +223,7 @@ fn plan(ctx: &Context, incoming: &Incoming, replace: bool) -> Result<Plan, Failu
         .collect();
     let mut notes = Vec::new();
     let settings = settings_text(&path, before.as_deref(), &current, incoming, &fates, &mut notes)?;
+    let settings = with_monitoring(&path, settings, &current, incoming, replace, &mut notes);
     let mut keys = Vec::new();
     for (found, fate) in incoming.endpoints.iter().zip(&fates) {
         let Some(key) = &found.key else { continue };
@@ -287,6 +286,38 @@ fn settings_text(
         text = edit::apply(path, &text, &Edit::Default(id.clone())).map_err(failed)?;
     }
     Ok(text)
+}
+
+/// The settings with those of the original's AI monitoring: what the person has set here stays, unless `replace`.
+fn with_monitoring(
+    path: &Path,
+    mut settings: String,
+    current: &Settings,
+    incoming: &Incoming,
+    replace: bool,
+    notes: &mut Vec<String>,
+) -> String {
+    let sections = |of: &Settings| json!({ "daemon": of.daemon, "monitor": of.monitor });
+    let (here, default) = (sections(current), sections(&Settings::default()));
+    for original::Setting { section, key, value } in &incoming.monitoring {
+        let is_here = &here[section][key];
+        if is_here == value {
+            continue;
+        }
+        if *is_here != default[section][key] && !replace {
+            notes.push(format!("{section}.{key}: {is_here} is kept, it was {value} there"));
+            continue;
+        }
+        let edit = Edit::SetIn { section, key: (*key).to_owned(), value: Some(value.to_string()) };
+        match edit::apply(path, &settings, &edit) {
+            Ok(text) => {
+                notes.push(format!("{section}.{key} = {value}"));
+                settings = text;
+            }
+            Err(error) => notes.push(format!("{section}.{key} is not taken over: {error}")),
+        }
+    }
+    settings
 }
 
 /// What was there before a file or key was written.
@@ -411,7 +442,9 @@ fn leftovers(ctx: &Context) -> Vec<LeftOut> {
         );
     }
     if count(&|name| name == "incident-store.json") > 0 {
-        tell(&folder.join("incident-store.json"), "what it has learned about failures is not taken over".to_owned());
+        let path = folder.join("incident-store.json");
+        let reason = format!("`codexctl incidents import {}` takes over what it has learned", path.display());
+        tell(&path, reason);
     }
     left
 }

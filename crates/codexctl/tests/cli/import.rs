@@ -44,17 +44,19 @@ fn what_the_original_launcher_has_is_shown_first() {
     let expected = format!(
         "\
 from {}
-ENDPOINT      NAME            WHAT  KEY
-z-ai-coding   Z.ai Coding     new   taken over
-openrouter    OpenRouter      new   taken over
-claude        Claude          new   -
-claude-2      claude!         new   -
-ollama-local  Ollama (local)  new   -
+ENDPOINT       NAME            WHAT  KEY
+z-ai-coding    Z.ai Coding     new   taken over
+openrouter     OpenRouter      new   taken over
+claude         Claude          new   -
+claude-2       claude!         new   -
+ollama-local   Ollama (local)  new   -
+ai-monitoring  AI monitoring   new   taken over
 OpenRouter: only the first of its 2 keys is taken over
 claude!: it has no key
+monitor.ai_endpoint = \"ai-monitoring\"
+monitor.ai_model = \"Qwen/Qwen3-32B\"
 left out:
   Kiro: its backend `kiro-oauth` is unknown
-  ai_monitoring: its settings of the AI monitoring are not taken over
   {cache}: 2 token files of Google accounts: log in anew instead
   {cache}: 1 file of its proxies; they hold keys in plain text, remove them when you no longer need them
 nothing was changed
@@ -76,7 +78,9 @@ nothing was changed
 #[test]
 fn what_the_original_launcher_has_is_taken_over_once_and_stays_as_it_is() {
     let home = original();
-    home.write_settings("# mine\n[[endpoint]]\nid = \"claude\"\npreset = \"anthropic\"\n");
+    home.write_settings(
+        "# mine\n[[endpoint]]\nid = \"claude\"\npreset = \"anthropic\"\n\n[monitor]\nai_model = \"own\"\n",
+    );
     let before = fs::read(home.paths.original_endpoints()).unwrap();
     let supervisor = Supervisor::with(&home, &[]);
     let shown = home.run_on_terminal(&["import"], "n\ny\n");
@@ -93,11 +97,19 @@ fn what_the_original_launcher_has_is_taken_over_once_and_stays_as_it_is() {
         { "id": "openrouter", "preset": "openrouter", "default_model": "z-ai/glm-4.7" },
         { "id": "claude-2", "name": "claude!", "protocol": "responses", "base_url": "https://responses.example.com/v1", "models": ["one", "two"] },
         { "id": "ollama-local", "preset": "ollama", "default_model": "qwen3" },
+        { "id": "ai-monitoring", "preset": "opencode-zen", "name": "AI monitoring" },
     ]);
+    let monitor = &found["monitor"];
+    assert_eq!(
+        (&monitor["ai_endpoint"], &monitor["ai_model"]),
+        (&json!("ai-monitoring"), &json!("own")),
+        "the person's own stays"
+    );
     assert_eq!((&found["endpoint"], &found["default_endpoint"]), (&expected, &json!("claude")));
     assert_eq!(home.credential("z-ai-coding"), Some(("made-up-key-1\n".to_owned(), 0o600)));
     assert_eq!(home.credential("openrouter"), Some(("made-up-key-2\n".to_owned(), 0o600)));
     assert_eq!(home.credential("ollama-local"), None);
+    assert_eq!(home.credential("ai-monitoring"), Some(("made-up-key-4\n".to_owned(), 0o600)));
     assert!(!shown.stdout.contains("made-up") && !shown.stderr.contains("made-up") && !text.contains("made-up"));
 
     let again = home.run(&["import", "--yes", "--json"]).json();
@@ -106,8 +118,8 @@ fn what_the_original_launcher_has_is_taken_over_once_and_stays_as_it_is() {
     let replaced = home.run(&["import", "--yes", "--replace", "--json"]).json();
     let fates: Vec<&str> =
         replaced["endpoints"].as_array().unwrap().iter().map(|e| e["fate"].as_str().unwrap()).collect();
-    assert_eq!(fates, ["same", "same", "replaced", "same", "same"]);
-    assert!(settings(&home).contains("CLAUDE_KEY"));
+    assert_eq!(fates, ["same", "same", "replaced", "same", "same", "same"]);
+    assert!(settings(&home).contains("CLAUDE_KEY") && settings(&home).contains("ai_model = \"Qwen/Qwen3-32B\""));
     assert_eq!(fs::read(home.paths.original_endpoints()).unwrap(), before, "what is read is not changed");
 }
 
