@@ -148,6 +148,22 @@ pub struct Scope {
     pub cgroup: PathBuf,
 }
 
+impl Scope {
+    /// Name of the unit that a session gets.
+    pub fn unit_of(session: &SessionId) -> String {
+        format!("codex-session-{session}.scope")
+    }
+
+    /// Whether it is that of `session`, and nobody else's: all that stands in it is ended with the session.
+    pub fn is_of(&self, session: &SessionId) -> bool {
+        let is_plain = self.cgroup.components().all(|part| part != std::path::Component::ParentDir);
+        self.unit == Self::unit_of(session)
+            && is_plain
+            && self.cgroup.starts_with("/sys/fs/cgroup")
+            && self.cgroup.ends_with(&self.unit)
+    }
+}
+
 /// Parameters of `session.attach`: everything there is to know, so that it can also be said to a supervisor that knows
 /// nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -217,6 +233,25 @@ pub struct Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_scope_is_that_of_its_session_alone() {
+        let id = SessionId::new(Kind::Cli, 7);
+        let unit = "codex-session-cli-00000007.scope";
+        let scope = |unit: &str, cgroup: &str| Scope { unit: unit.to_owned(), cgroup: cgroup.into() };
+        let group = format!("/sys/fs/cgroup/user.slice/{unit}");
+        assert!(scope(unit, &group).is_of(&id));
+        assert!(!scope(unit, &group).is_of(&SessionId::new(Kind::Cli, 8)));
+        for (unit, cgroup) in [
+            (unit, "/sys/fs/cgroup/user.slice"),
+            (unit, "/sys/fs/cgroup/user.slice/../codex-session-cli-00000007.scope"),
+            (unit, "/tmp/codex-session-cli-00000007.scope"),
+            ("dbus.service", "/sys/fs/cgroup/user.slice/dbus.service"),
+            ("dbus.service", group.as_str()),
+        ] {
+            assert!(!scope(unit, cgroup).is_of(&id), "{unit} {cgroup}");
+        }
+    }
 
     #[test]
     fn an_id_is_fit_for_a_file_name_and_a_unit_name() {

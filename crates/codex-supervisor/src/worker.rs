@@ -127,14 +127,17 @@ pub(crate) fn presumed(program: &Path, socket: &Path) -> Vec<(WorkerId, Process)
 /// Reports the end of a process, by its pidfd, within a moment. `child` is there when the process is ours to wait for.
 ///
 /// # Errors
-/// If it cannot be watched. It has been killed then: nobody would notice its end.
+/// If it cannot be watched. A child of ours has been killed then, as nobody would notice its end; what an earlier
+/// supervisor has started lives on.
 pub(crate) fn watch(worker: WorkerId, process: &Process, mut child: Option<Child>, queue: Queue) -> io::Result<()> {
     let pidfd = match ending::watched(process) {
         Ok(pidfd) => pidfd,
         Err(error) => {
-            // It may have ended by itself, and may be nobody's child: neither matters any more.
-            let _ = process.signal(Signal::KILL);
-            let _ = child.as_mut().map(Child::wait);
+            if let Some(child) = &mut child {
+                // It may have ended by itself, which does not matter any more.
+                let _ = process.signal(Signal::KILL);
+                let _ = child.wait();
+            }
             return Err(error);
         }
     };

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 
 use codex_control::settings::edit::{self, Edit};
 use codex_control::settings::{Settings, SettingsError};
+use codex_control::tables::incident;
 use codex_control::{EndpointId, Secret, credentials, redact};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -28,7 +29,9 @@ const VERSION: u64 = 1;
 /// Name of the settings among the files.
 pub(crate) const SETTINGS: &str = "supervisor.toml";
 /// Tables that a person may override, by the name that [`codex_control::paths::Paths::table_override`] takes.
-pub(crate) const TABLES: [&str; 5] = ["providers", "models", "faults", "rules", "patterns"];
+pub(crate) fn tables() -> impl Iterator<Item = &'static str> {
+    ["providers", "models"].into_iter().chain(incident::TABLES.iter().copied())
+}
 /// Parts of a header's name that say that its value is a secret.
 const SECRET_NAMES: [&str; 5] = ["auth", "cookie", "key", "secret", "token"];
 
@@ -72,7 +75,8 @@ impl Profile {
         }
         let form: Form = serde_json::from_value(file).map_err(|error| format!("it is a damaged profile: {error}"))?;
         for name in form.files.keys() {
-            let is_known = name == SETTINGS || name.strip_suffix(".toml").is_some_and(|table| TABLES.contains(&table));
+            let is_known = name == SETTINGS
+                || name.strip_suffix(".toml").is_some_and(|table| tables().any(|known| known == table));
             if !is_known {
                 return Err(format!("it is a damaged profile: no file of ours is called `{name}`"));
             }

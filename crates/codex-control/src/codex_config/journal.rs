@@ -156,7 +156,8 @@ impl Holder {
 
     /// Whether it still wants it.
     pub(super) fn lives(&self) -> bool {
-        self.processes.is_empty() || self.processes.iter().any(|identity| Process::open_identity(identity).is_ok())
+        let runs = |identity| Process::open_identity(identity).is_ok_and(|process| !process.has_ended());
+        self.processes.is_empty() || self.processes.iter().any(runs)
     }
 }
 

@@ -300,13 +300,19 @@ fn an_ended_session_is_let_go() {
     let own = process::own_identity().unwrap();
     home.config().hold(Holder { processes: vec![ended(), own], ..holder("a") }).unwrap();
     assert!(!home.config().needs_recovery());
-    home.config().hold(Holder { processes: vec![ended()], ..holder("b") }).unwrap();
+    // Nobody has waited for it yet.
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    let process = process::Process::open(child.id()).unwrap();
+    assert!(process.ends_within(Duration::from_secs(20)));
+    let zombie = process.identity().clone();
+    home.config().hold(Holder { processes: vec![ended(), zombie], ..holder("b") }).unwrap();
     assert_eq!(home.read(), with_keys(OWN, "b"));
     assert!(home.config().needs_recovery());
     let outcome = home.config().recover().unwrap();
     assert_eq!((outcome.n_holders, outcome.in_force.unwrap().id), (1, "a".to_owned()));
     assert_eq!(home.read(), with_keys(OWN, "a"));
     assert!(!home.config().needs_recovery());
+    child.wait().unwrap();
 }
 
 #[test]

@@ -170,7 +170,7 @@ impl Managed {
     ) {
         let worker = WorkerId { endpoint: self.id.clone(), generation: entry.generation };
         if let Err(error) = worker::watch(worker, &process, None, services.queue.clone()) {
-            warn!(endpoint = %self.id, worker_pid = entry.identity.pid, %error, "a worker that cannot be watched was killed");
+            warn!(endpoint = %self.id, worker_pid = entry.identity.pid, %error, "a worker of an earlier supervisor cannot be watched, and is left to itself");
             return;
         }
         info!(endpoint = %self.id, worker_pid = entry.identity.pid, generation = entry.generation, "a worker of an earlier supervisor lives");

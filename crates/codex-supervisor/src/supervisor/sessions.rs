@@ -157,7 +157,7 @@ impl Supervisor {
         // Ends with the manager's answer, which has a deadline.
         tokio::spawn(async move {
             if let Some(manager) = manager {
-                let unit = format!("codex-session-{}.scope", session.id);
+                let unit = Scope::unit_of(&session.id);
                 match manager.begin_scope(unit.clone(), format!("Codex ({})", session.id), pid).await {
                     Ok(cgroup) => session.scope = Some(Scope { unit, cgroup }),
                     Err(error) => warn!(session = %session.id, error, "Codex gets no scope of its own"),
@@ -178,15 +178,7 @@ impl Supervisor {
                 None,
             )
         })?;
-        self.sessions.begun.retain(|_, launcher| !launcher.has_ended());
-        if self.sessions.watched.len() + self.sessions.begun.len() >= SESSIONS_MAX {
-            let hint = "end some of them; `codexctl status` lists them".to_owned();
-            return Err(RpcError::new(
-                code::CONFLICT,
-                format!("{SESSIONS_MAX} sessions are watched already"),
-                Some(hint),
-            ));
-        }
+        self.has_room_for_session()?;
         self.tidy_session_folders();
         let number = getrandom::u32().map_err(|error| internal(format!("there are no random numbers: {error}")))?;
         let id = SessionId::new(begin.kind, number);
@@ -194,6 +186,15 @@ impl Supervisor {
         files::create_private_folder(&folder).map_err(|error| internal(codex_control::report::chain(&error)))?;
         self.sessions.begun.insert(id.clone(), launcher);
         Ok(Begun { id, folder, takes_codex_log: self.services.codex.log, scope: None })
+    }
+
+    fn has_room_for_session(&mut self) -> Result<(), RpcError> {
+        self.sessions.begun.retain(|_, launcher| !launcher.has_ended());
+        if self.sessions.watched.len() + self.sessions.begun.len() < SESSIONS_MAX {
+            return Ok(());
+        }
+        let hint = "end some of them; `codexctl status` lists them".to_owned();
+        Err(RpcError::new(code::CONFLICT, format!("{SESSIONS_MAX} sessions are watched already"), Some(hint)))
     }
 
     /// `session.attach`
@@ -204,6 +205,15 @@ impl Supervisor {
         }
         if session.logs.len() > LOGS_MAX {
             return Err(RpcError::new(code::INVALID_PARAMS, format!("more than {LOGS_MAX} logs"), None));
+        }
+        let program = session.program.as_ref().and_then(|program| Process::open_identity(program).ok());
+        if program.and_then(|program| program.parent()).is_some_and(|parent| parent != session.launcher.pid) {
+            let message = "what runs was not started by the launcher".to_owned();
+            return Err(RpcError::new(code::INVALID_PARAMS, message, None));
+        }
+        let is_watched = self.sessions.watched.contains_key(&session.id);
+        if !is_watched && !self.sessions.begun.contains_key(&session.id) {
+            self.has_room_for_session()?; // begun under another supervisor
         }
         let is_new = self.sessions.begun.remove(&session.id).is_some();
         info!(session = %session.id, pid = session.program.as_ref().map(|program| program.pid), "Codex has started");
@@ -225,8 +235,11 @@ impl Supervisor {
     }
 
     fn watch_session(&mut self, entry: SessionEntry, is_new: bool) {
-        let SessionEntry { session, members } = entry;
+        let SessionEntry { mut session, members } = entry;
         let id = session.id.clone();
+        if let Some(scope) = session.scope.take_if(|scope| !scope.is_of(&id)) {
+            warn!(session = %id, ?scope, "a scope that is not its own is left alone");
+        }
         let queue = &self.services.queue;
         let held = |identity: Option<&Identity>| {
             let process = Process::open_identity(identity?).ok().filter(|process| !process.has_ended())?;

@@ -2,9 +2,11 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 
 use codex_control::ipc::{FromWorker, Hello, VERSION, frame};
-use codex_control::process;
+use codex_control::process::{self, Identity, Process};
+use codex_control::session::SESSIONS_MAX;
 use serde_json::{Value, json};
 
 use crate::endpoint;
@@ -247,4 +249,34 @@ fn a_stranger_cannot_pose_as_a_worker() {
     assert_eq!(supervisor.endpoint("a")["generation"], 1);
     supervisor.wake("a");
     supervisor.stop();
+}
+
+#[test]
+fn a_session_is_what_its_launcher_has_started() {
+    let home = Home::new(&endpoint("zai", ""));
+    let supervisor = home.start();
+    let mut stranger = Command::new("sleep").arg("100").spawn().unwrap();
+    let program = Process::open(stranger.id()).unwrap();
+    let session = |n: usize, program: Option<&Process>, launcher: &Identity| {
+        json!({
+            "id": format!("cli-{n}"), "kind": "cli", "endpoint": null, "started_at_ms": 0, "launcher": launcher,
+            "program": program.map(Process::identity),
+            "scope": { "unit": "x.scope", "cgroup": "/sys/fs/cgroup" }, "logs": [], "spared": [],
+        })
+    };
+    let own = process::own_identity().unwrap();
+    // The launcher it names is not its parent.
+    let other = Process::open(supervisor.pid()).unwrap().identity().clone();
+    let (code, message, _) = supervisor.refusal("session.attach", session(0, Some(&program), &other));
+    assert_eq!((code, message.as_str()), (-32_602, "what runs was not started by the launcher"));
+    for n in 0..SESSIONS_MAX {
+        supervisor.call("session.attach", session(n, None, &own));
+    }
+    let (code, message, _) = supervisor.refusal("session.attach", session(SESSIONS_MAX, None, &own));
+    assert_eq!((code, message), (2, format!("{SESSIONS_MAX} sessions are watched already")));
+    supervisor.call("session.attach", session(0, Some(&program), &own));
+    supervisor.stop();
+    assert!(!program.has_ended(), "what stands in a scope that is not the session's own is nobody's to end");
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
 }

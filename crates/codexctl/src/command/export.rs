@@ -92,7 +92,7 @@ fn collect(ctx: &Context, with_secrets: bool) -> Result<(Profile, Vec<String>), 
         };
         profile.files.insert(profile::SETTINGS.to_owned(), text);
     }
-    for table in profile::TABLES {
+    for table in profile::tables() {
         let path = ctx.paths.table_override(table);
         if let Some(bytes) = files::read_bounded(&path, TABLE_BYTES_MAX).map_err(failed)? {
             let text = String::from_utf8(bytes)

@@ -167,6 +167,23 @@ fn a_profile_goes_there_and_back() {
 }
 
 #[test]
+fn a_profile_holds_each_table() {
+    let home = with_profile();
+    let tables = ["faults", "models", "patterns", "prices", "providers", "rules", "signatures"];
+    for table in tables {
+        fs::write(home.paths.table_override(table), format!("# my {table}\n")).unwrap();
+    }
+    let file = home.root().join("all.json");
+    let name = file.to_str().unwrap();
+    home.run(&["export", name]).succeeded();
+    let other = Home::new();
+    other.run(&["import", "--yes", name]).succeeded();
+    for table in tables {
+        assert_eq!(fs::read_to_string(other.paths.table_override(table)).unwrap(), format!("# my {table}\n"));
+    }
+}
+
+#[test]
 fn what_is_here_is_kept_unless_it_is_to_be_replaced() {
     let own =
         "# own\n[[endpoint]]\nid = \"box\"\npreset = \"vllm\"\n\n[[endpoint]]\nid = \"extra\"\npreset = \"ollama\"\n";
