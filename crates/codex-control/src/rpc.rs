@@ -242,6 +242,12 @@ pub struct DatabaseStatus {
     pub rows_dropped_total: u64,
 }
 
+impl DatabaseStatus {
+    /// How the name of a file in [`DatabaseStatus::put_aside`] ends that is no database, but what the incident engine
+    /// had learned, in a form that this version cannot read.
+    pub const ENGINE_ASIDE: &'static str = ".engine.json";
+}
+
 /// Asks for what was used.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

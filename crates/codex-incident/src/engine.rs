@@ -82,6 +82,29 @@ pub struct Engine {
     out: VecDeque<Directive>,
     due: Millis,
     revision: u64,
+    /// What had numbers of our own making before [`Engine::adopt`].
+    renumbered: Option<Renumbered>,
+}
+
+/// Numbers that were given before it was known which were free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renumbered {
+    /// Actions below this number had one of those.
+    actions_below: u64,
+    actions_by: u64,
+    incidents_by: u64,
+}
+
+impl Renumbered {
+    /// Gives an incident that was recorded before, and its attempts, the numbers they have now.
+    pub fn apply(&self, incident: &mut Incident) {
+        incident.id.0 += self.incidents_by;
+        incident.attempts.iter_mut().for_each(|attempt| attempt.id.0 += self.actions_by);
+    }
+
+    fn action(&self, id: ActionId) -> ActionId {
+        if id.0 < self.actions_below { ActionId(id.0 + self.actions_by) } else { id }
+    }
 }
 
 /// What an engine keeps over restarts. Its form is its own business; it is kept and given back whole.
@@ -95,6 +118,16 @@ pub struct Saved {
     patterns: Option<Vec<Known>>,
     history: Vec<Past>,
     open: Vec<Incident>,
+}
+
+impl Saved {
+    /// The same, whose engine uses no number up to these, whatever it says itself.
+    #[must_use]
+    pub fn numbered_after(mut self, last_incident: IncidentId, last_action: ActionId) -> Self {
+        self.next_incident = self.next_incident.max(last_incident.0.saturating_add(1));
+        self.next_action = self.next_action.max(last_action.0.saturating_add(1));
+        self
+    }
 }
 
 /// An outcome of late.
@@ -221,6 +254,7 @@ impl Engine {
             out: VecDeque::new(),
             due: Millis::MAX,
             revision: 0,
+            renumbered: None,
         }
     }
 
@@ -240,7 +274,14 @@ impl Engine {
             engine.patterns.clamp(now);
         }
         engine.history = saved.history.into_iter().take(HISTORY_MAX).collect();
-        for mut incident in saved.open.into_iter().take(ACTIVE_MAX) {
+        engine.close_earlier(saved.open);
+        engine
+    }
+
+    /// Closes incidents of an engine that is no more.
+    fn close_earlier(&mut self, open: Vec<Incident>) {
+        let now = self.now;
+        for mut incident in open.into_iter().take(ACTIVE_MAX) {
             for attempt in incident.attempts.iter_mut().filter(|attempt| !attempt.state.is_over()) {
                 let (state, result) = match attempt.state {
                     AttemptState::Planned { .. } | AttemptState::Asked => {
@@ -260,9 +301,58 @@ impl Engine {
                 now,
                 "the supervisor was restarted; if it is still so, it is a new incident".to_owned(),
             );
-            engine.out.push_back(Directive::Record(Box::new(incident)));
+            self.push(Directive::Record(Box::new(incident)));
         }
-        engine
+    }
+
+    /// Learns, after it has begun, what an earlier engine has kept: what both have counted holds, what was seen since
+    /// the beginning is learned on top of what was known, and what goes on gets numbers that are free. Whoever still
+    /// names an action by its former number is understood.
+    pub fn adopt(&mut self, now: Millis, earlier: Saved) -> Renumbered {
+        self.advance(now);
+        // Beyond our own numbers, too, so that a former one is never another's present one.
+        let renumbered = Renumbered {
+            actions_below: self.next_action,
+            actions_by: earlier.next_action.max(self.next_action) - 1,
+            incidents_by: earlier.next_incident.max(self.next_incident) - 1,
+        };
+        self.next_action += renumbered.actions_by;
+        self.next_incident += renumbered.incidents_by;
+        self.renumbered = Some(renumbered);
+        self.active.values_mut().for_each(|active| renumbered.apply(&mut active.incident));
+        for waiting in &mut self.out {
+            match waiting {
+                Directive::Record(incident) => renumbered.apply(incident),
+                Directive::Act(act) => {
+                    act.id = renumbered.action(act.id);
+                    act.incident.0 += renumbered.incidents_by;
+                }
+                Directive::Diagnose(question) => question.incident.0 += renumbered.incidents_by,
+                Directive::Notify(notice) => {
+                    notice.incident.0 += renumbered.incidents_by;
+                    notice.asks = notice.asks.map(|id| renumbered.action(id));
+                }
+            }
+        }
+        let mut guards = earlier.guards;
+        guards.clamp(self.now);
+        self.guards.add(guards);
+        if let Some(patterns) = earlier.patterns {
+            let seen = std::mem::replace(&mut self.patterns, patterns.into_iter().collect());
+            self.patterns.clamp(self.now);
+            for past in &self.history {
+                let Some(known) = seen.get(&past.fingerprint, past.action) else { continue };
+                let (fault, source) = (known.faults.last().copied(), known.source.as_str());
+                self.patterns.learn(past.at_ms, &past.fingerprint, fault, past.action, source, past.helped);
+            }
+        }
+        let since = std::mem::take(&mut self.history);
+        let n_earlier = HISTORY_MAX.saturating_sub(since.len());
+        let n_dropped = earlier.history.len().saturating_sub(n_earlier);
+        self.history = earlier.history.into_iter().skip(n_dropped).chain(since).collect();
+        self.close_earlier(earlier.open);
+        self.revision += 1;
+        renumbered
     }
 
     /// Everything that must survive; see [`Engine::restore`].
@@ -321,6 +411,17 @@ impl Engine {
     /// The incidents of now: open ones, and those closed a moment ago.
     pub fn incidents(&self) -> impl Iterator<Item = &Incident> {
         self.active.values().map(|active| &active.incident)
+    }
+
+    /// An attempt of these incidents, and its incident.
+    pub fn attempt(&self, id: ActionId) -> Option<(&Incident, &Attempt)> {
+        let id = self.present(id);
+        self.incidents().find_map(|incident| Some((incident, incident.attempts.iter().find(|one| one.id == id)?)))
+    }
+
+    /// The present number of an action.
+    fn present(&self, id: ActionId) -> ActionId {
+        self.renumbered.map_or(id, |renumbered| renumbered.action(id))
     }
 
     /// Attempts that can be cancelled or wait for a yes, with their incidents.

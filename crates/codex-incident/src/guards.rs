@@ -108,6 +108,42 @@ impl Guards {
         self.resting.values_mut().for_each(|until| *until = (*until).min(now + DAY_MS));
     }
 
+    /// Adds what others have counted: whichever holds longer holds.
+    pub(crate) fn add(&mut self, others: Self) {
+        for (endpoint, restarts) in others.restarts {
+            let ours = self.restarts.entry(endpoint).or_default();
+            ours.extend(restarts);
+            ours.sort_unstable();
+        }
+        self.ai_calls.extend(others.ai_calls);
+        self.ai_calls.sort_unstable();
+        if self.spending.month == others.spending.month {
+            self.spending.n_calls += others.spending.n_calls;
+            self.spending.input_tokens += others.spending.input_tokens;
+            self.spending.output_tokens += others.spending.output_tokens;
+            self.spending.usd += others.spending.usd;
+        } else if self.spending.month < others.spending.month {
+            self.spending = others.spending;
+        }
+        for (key, theirs) in others.ladder {
+            let nothing = Rung { n_actions: 0, acted_at_ms: 0, free_at_ms: 0 };
+            let ours = self.ladder.entry(key).or_insert(nothing);
+            ours.n_actions = ours.n_actions.saturating_add(theirs.n_actions);
+            ours.acted_at_ms = ours.acted_at_ms.max(theirs.acted_at_ms);
+            ours.free_at_ms = ours.free_at_ms.max(theirs.free_at_ms);
+        }
+        for (key, until) in others.resting {
+            let ours = self.resting.entry(key).or_default();
+            *ours = until.max(*ours);
+        }
+        while self.ladder.len() > ENTRIES_MAX {
+            drop_first(&mut self.ladder, |rung| rung.free_at_ms);
+        }
+        while self.resting.len() > ENTRIES_MAX {
+            drop_first(&mut self.resting, |until| *until);
+        }
+    }
+
     /// Whether a worker of `endpoint` may be restarted.
     pub(crate) fn may_restart(&self, now: Millis, endpoint: &str) -> bool {
         let of_late = |restarts: &Vec<Millis>| restarts.iter().filter(|at| now - **at < RESTARTS_WINDOW_MS).count();

@@ -22,6 +22,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use codex_control::files;
 use codex_control::ipc::Problem;
 use codex_control::rpc::{DatabaseStatus, RpcError, code};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -75,6 +76,32 @@ impl DatabaseError {
             }
         }
     }
+}
+
+/// What became of something that was to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// It will outlive us.
+    Kept,
+    /// It will not, and writing it again would change nothing: there is only memory.
+    InMemory,
+    /// It is nowhere.
+    Refused,
+}
+
+/// What an earlier run has left for the engine.
+#[derive(Debug)]
+pub(crate) struct Earlier<T> {
+    /// What it said to keep.
+    pub(crate) saved: Option<T>,
+    /// Why something of it is missing.
+    pub(crate) problem: Option<String>,
+    /// Whether nothing is lost when it is written over.
+    pub(crate) is_ours: bool,
+    /// The highest number of an incident; 0: none.
+    pub(crate) last_incident: u64,
+    /// The same of an action.
+    pub(crate) last_action: u64,
 }
 
 /// The supervisor's end of the database.
@@ -145,36 +172,38 @@ impl Database {
         }
     }
 
-    /// The same, and calls `then` when it is done, on the database's thread, with whether it will outlive us. When the
-    /// job cannot even be handed over, `then` is not called: whoever waits needs a deadline of their own.
+    /// The same, and calls `then` when it is done, on the database's thread. Nothing is counted as lost: whoever asks
+    /// keeps what was refused, or says so with [`Database::lost`]. Returns whether the job could be handed over; if not,
+    /// `then` is not called.
     pub(crate) fn write_then(
         &self,
         write: impl FnOnce(&mut Connection) -> Result<(), DatabaseError> + Send + 'static,
-        then: impl FnOnce(bool) + Send + 'static,
-    ) {
+        then: impl FnOnce(Written) + Send + 'static,
+    ) -> bool {
         let job: Job = Box::new(move |store| {
-            let result = store.write(write);
-            if let Err(error) = &result {
-                lock(&store.shared).rows_dropped_total += 1;
-                warn!(error = codex_control::report::chain(error), "something was not written to the database");
-            }
-            then(result.is_ok() && !lock(&store.shared).is_in_memory);
+            let written = match store.write(write) {
+                Err(error) => {
+                    warn!(error = codex_control::report::chain(&error), "something was not written to the database");
+                    Written::Refused
+                }
+                Ok(()) if lock(&store.shared).is_in_memory => Written::InMemory,
+                Ok(()) => Written::Kept,
+            };
+            then(written);
         });
-        if self.hand_over(job).is_err() {
-            lock(&self.shared).rows_dropped_total += 1;
-        }
+        self.hand_over(job).is_ok()
     }
 
-    /// Reads what an earlier run has kept for the engine, and calls `then` with it, as [`Database::write_then`] does.
-    /// `Err`, with the reason: it cannot be read, or what was there was damaged.
-    pub(crate) fn load<T: DeserializeOwned>(&self, then: impl FnOnce(Result<Option<T>, String>) + Send + 'static) {
-        let job: Job = Box::new(move |store| {
-            let read = store.read(incidents::kept).map_err(|error| codex_control::report::chain(&error));
-            let status = lock(&store.shared).clone();
-            let problem = status.problem.filter(|_| status.is_in_memory).map(|problem| problem.message);
-            let damaged = store.was_damaged.then(|| "the database was damaged".to_owned());
-            then(problem.or(damaged).map_or(read, Err));
-        });
+    /// So many rows will never be written.
+    pub(crate) fn lost(&self, n_rows: u64) {
+        lock(&self.shared).rows_dropped_total += n_rows;
+    }
+
+    /// Reads what an earlier run has kept for the engine, and calls `then` with it, on the database's thread. `Err`,
+    /// with the reason: it is not known what is there. When the job cannot even be handed over, `then` is not called:
+    /// whoever waits needs a deadline of their own.
+    pub(crate) fn load<T: DeserializeOwned>(&self, then: impl FnOnce(Result<Earlier<T>, String>) + Send + 'static) {
+        let job: Job = Box::new(move |store| then(store.earlier()));
         if self.hand_over(job).is_err() {
             debug!("there is no database to read from");
         }
@@ -325,6 +354,39 @@ impl Store {
         result
     }
 
+    /// What is there for the engine. A record that cannot be understood is put aside as a file.
+    fn earlier<T: DeserializeOwned>(&mut self) -> Result<Earlier<T>, String> {
+        // A file that is found damaged by the first look is another one at the second.
+        let found = self.read(incidents::kept).or_else(|_| self.read(incidents::kept));
+        let found = found.map_err(|error| codex_control::report::chain(&error))?;
+        let status = lock(&self.shared).clone();
+        let in_memory = status.problem.filter(|_| status.is_in_memory).map(|problem| problem.message);
+        let damaged = self.was_damaged.then(|| "the database was damaged".to_owned());
+        let mut earlier = Earlier {
+            saved: None,
+            problem: in_memory.or(damaged),
+            is_ours: true,
+            last_incident: found.last_incident,
+            last_action: found.last_action,
+        };
+        let Some(record) = found.record else { return Ok(earlier) };
+        match serde_json::from_str(&record) {
+            Ok(saved) => earlier.saved = Some(saved),
+            Err(error) => {
+                let aside = with_end(&self.path, &format!("{ASIDE}{}{ENGINE_ASIDE}", unix_ms()));
+                let written = files::write_atomically(&aside, record.as_bytes(), files::PRIVATE_FILE_MODE);
+                let mut reason = format!("its record cannot be understood: {error}");
+                if let Err(error) = written {
+                    reason = format!("{reason}; it cannot be put aside: {}", codex_control::report::chain(&error));
+                    earlier.is_ours = false;
+                }
+                earlier.problem = Some(reason);
+                self.tell_aside();
+            }
+        }
+        Ok(earlier)
+    }
+
     /// Whether what has just happened goes on to be possible here.
     fn judge<T>(&mut self, result: Result<T, DatabaseError>) -> Result<T, DatabaseError> {
         let Err(DatabaseError::Sqlite(error)) = &result else { return result };
@@ -445,6 +507,8 @@ fn is_damaged(error: &rusqlite::Error) -> bool {
 const FILE_ENDS: [&str; 3] = ["", "-wal", "-shm"];
 /// Mark in the name of a file that was put aside.
 const ASIDE: &str = ".damaged-";
+/// How the name of a file ends that holds what the engine had kept, and could not be understood.
+const ENGINE_ASIDE: &str = DatabaseStatus::ENGINE_ASIDE;
 
 /// Renames the database and its log, so that nothing of them is lost.
 fn put_aside(path: &Path) -> std::io::Result<()> {
@@ -459,7 +523,7 @@ fn put_aside(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Databases that were put aside, oldest first.
+/// What was put aside, oldest first.
 fn files_aside(path: &Path) -> Vec<String> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
         return Vec::new();

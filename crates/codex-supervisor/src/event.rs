@@ -93,7 +93,7 @@ pub(crate) enum Event {
     ConfigTended(Vec<Tended>),
     /// What an earlier run knew about incidents was read, or cannot be.
     IncidentsLoaded(Box<Loaded>),
-    /// A deed of the incident engine was written down, or could not be.
+    /// Something of the incident engine was written down, or could not be.
     IncidentKept(Kept),
     /// The AI has answered, or not.
     Diagnosed {

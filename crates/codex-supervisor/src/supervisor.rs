@@ -288,9 +288,13 @@ impl Supervisor {
             }
             Event::ConfigTended(tended) => self.config_tended(tended),
             Event::CarriedOut { action, outcome } => self.carried_out(action, outcome, now),
-            Event::IncidentsLoaded(loaded) => self.incidents.loaded(*loaded, now),
+            Event::IncidentsLoaded(loaded) => {
+                self.incidents.loaded(*loaded, now);
+                self.tell_facts();
+                self.incidents.catch_up();
+            }
             Event::IncidentKept(kept) => {
-                if let Some(deed) = self.incidents.kept(&kept, now) {
+                for deed in self.incidents.kept(kept, now) {
                     self.carry_out(deed, now);
                 }
             }
@@ -586,7 +590,7 @@ impl Supervisor {
                 debug!(%error, "no registry to remove");
             }
         }
-        self.incidents.write(&self.services.database);
+        self.incidents.write(&self.services.database, &self.services.queue);
         self.services.database.close();
         info!("stopped");
     }

@@ -395,6 +395,7 @@ impl Engine {
     }
 
     fn key_of(&self, id: ActionId) -> Option<Key> {
+        let id = self.present(id);
         let has = |active: &Active| active.attempt().is_some_and(|attempt| attempt.id == id);
         self.active.iter().find(|(_, active)| has(active)).map(|(key, _)| key.clone())
     }

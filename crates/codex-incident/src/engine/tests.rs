@@ -516,3 +516,48 @@ fn a_lasting_state_needs_no_new_directive_after_a_restart() {
     bench.see(Observation::RegistryStale);
     assert!(bench.incident().id > incident.id, "numbers go on");
 }
+
+#[test]
+fn what_was_known_is_put_together_with_what_was_seen_before_it_could_be_read() {
+    let mut earlier = Bench::new();
+    for _ in 0..4 {
+        earlier.see(Observation::WorkerKilled);
+        earlier.outcome(Outcome::Done);
+        earlier.see(Observation::WorkerReady);
+    }
+    earlier.see(Observation::FactsCorrupt); // planned when it was killed
+    let saved = earlier.engine.export();
+    let last_known = earlier.engine.next_action - 1;
+
+    let mut bench = Bench::new();
+    bench.now = earlier.now + 1_000;
+    bench.see(Observation::WorkerKilled);
+    let under_way = bench.acts()[0].id;
+    bench.see(Observation::RegistryStale);
+    let planned = bench.engine.pending().next().expect("it is planned").1.id;
+    bench.seen.clear();
+    let renumbered = bench.engine.adopt(bench.now, saved);
+    bench.drain();
+
+    let closed = bench.incident();
+    assert_eq!((closed.id, closed.state), (IncidentId(2), IncidentState::Lapsed), "what was open before is closed");
+    assert_eq!(closed.attempts[0].state, AttemptState::Superseded);
+    let numbers: Vec<u64> =
+        bench.engine.incidents().flat_map(|incident| &incident.attempts).map(|attempt| attempt.id.0).collect();
+    assert!(numbers.iter().all(|number| *number > last_known) && numbers.len() == 2, "{numbers:?}");
+    assert!(bench.engine.cancel(bench.now, planned), "its former number is understood");
+    assert!(bench.engine.outcome(bench.now, under_way, Outcome::Done));
+    bench.see(Observation::WorkerReady);
+    let known = bench.engine.patterns.get("proxy_dead", Action::RestartProxy).expect("it was learned");
+    assert_eq!(known.success_count, 5, "on top of what was known");
+    let (incident, attempt) = bench.engine.attempt(under_way).expect("it is there");
+    assert_eq!(attempt.state, AttemptState::Helped);
+    let mut recorded = Incident { id: IncidentId(1), ..incident.clone() };
+    recorded.attempts[0].id = under_way;
+    renumbered.apply(&mut recorded);
+    assert_eq!(recorded, *incident);
+
+    bench.pass(40_000);
+    bench.see(Observation::WorkerKilled);
+    assert!(bench.notices().last().expect("told").text.contains("5 restarts"), "both have counted: {:?}", bench.seen);
+}

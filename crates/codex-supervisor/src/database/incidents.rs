@@ -7,7 +7,6 @@ use codex_control::incident::{ActionId, Attempt, Fault, Incident, IncidentId, Ti
 use codex_control::rpc::{ActionLine, IncidentCounts, IncidentListParams, RuleCount};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use super::{DatabaseError, number};
 
@@ -189,23 +188,41 @@ pub(crate) fn counts(connection: &Connection, since_ms: u64) -> Result<IncidentC
     Ok(IncidentCounts { faults, rules })
 }
 
-/// Writes what the engine must not forget, in the place of what was written before, and incidents along with it.
+/// Writes incidents, and what the engine must not forget in the place of what was written before.
 pub(crate) fn keep(
     connection: &mut Connection,
-    saved: &impl Serialize,
+    saved: Option<&impl Serialize>,
     incidents: &[Incident],
 ) -> Result<(), DatabaseError> {
-    let record = serde_json::to_string(saved)?;
     let transaction = connection.transaction()?;
-    transaction.execute("INSERT OR REPLACE INTO engine (id, record) VALUES (1, ?1)", [record])?;
+    if let Some(saved) = saved {
+        let record = serde_json::to_string(saved)?;
+        transaction.execute("INSERT OR REPLACE INTO engine (id, record) VALUES (1, ?1)", [record])?;
+    }
     put_all(&transaction, incidents)?;
     transaction.commit()?;
     Ok(())
 }
 
-/// What was kept for the engine, if anything was.
-pub(crate) fn kept<T: DeserializeOwned>(connection: &Connection) -> Result<Option<T>, DatabaseError> {
-    let record: Option<String> =
-        connection.query_row("SELECT record FROM engine WHERE id = 1", [], |row| row.get(0)).optional()?;
-    Ok(record.map(|record| serde_json::from_str(&record)).transpose()?)
+/// What stands there for the engine.
+pub(super) struct Found {
+    /// What it has said to keep, unread.
+    pub(super) record: Option<String>,
+    /// The highest number of an incident; 0: none.
+    pub(super) last_incident: u64,
+    /// The same of an action.
+    pub(super) last_action: u64,
+}
+
+/// What was kept for the engine, if anything was, and the numbers in use.
+pub(super) fn kept(connection: &Connection) -> Result<Found, DatabaseError> {
+    let last = |question: &str| -> rusqlite::Result<u64> {
+        let highest: Option<i64> = connection.query_row(question, [], |row| row.get(0))?;
+        Ok(highest.and_then(|highest| u64::try_from(highest).ok()).unwrap_or_default())
+    };
+    Ok(Found {
+        record: connection.query_row("SELECT record FROM engine WHERE id = 1", [], |row| row.get(0)).optional()?,
+        last_incident: last("SELECT max(id) FROM incident")?,
+        last_action: last("SELECT max(id) FROM action")?,
+    })
 }

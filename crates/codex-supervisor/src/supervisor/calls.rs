@@ -11,8 +11,8 @@ use codex_control::ipc::Problem;
 use codex_control::redact;
 use codex_control::report::{self, Hinted};
 use codex_control::rpc::{
-    DaemonStatus, EndpointParams, EndpointState, EndpointStatus, Protection, RpcError, SetParams, SettingsStatus,
-    WAKE_TIMEOUT_MS_MAX, WakeParams, code,
+    DaemonStatus, DatabaseStatus, EndpointParams, EndpointState, EndpointStatus, Protection, RpcError, SetParams,
+    SettingsStatus, WAKE_TIMEOUT_MS_MAX, WakeParams, code,
 };
 use codex_control::settings::edit::{self, Edit, EditError};
 use codex_control::settings::{EndpointSettings, SETTINGS_BYTES_MAX, Settings};
@@ -401,6 +401,17 @@ impl Supervisor {
         json(&self.endpoints.get(id).map(|managed| managed.status(&self.services)))
     }
 
+    fn database_status(&self) -> DatabaseStatus {
+        let mut status = self.services.database.status();
+        if let (None, Some(reason)) = (&status.problem, self.incidents.unread()) {
+            let message = format!("what the incident engine has learned cannot be read: {reason}");
+            let hint = "it is left as it is, and nothing new is learned until it can be read; look at the disk and at \
+                 who holds the file";
+            status.problem = Some(Problem { message, hint: Some(hint.to_owned()) });
+        }
+        status
+    }
+
     fn daemon_status(&self) -> DaemonStatus {
         let has_scopes = self.services.manager.is_some() && self.services.scope_problem.is_none();
         let protection = match (self.services.store.exists(), has_scopes) {
@@ -417,7 +428,7 @@ impl Supervisor {
                 path: self.services.paths.settings().display().to_string(),
                 problem: self.configuration.problem.clone(),
             },
-            database: self.services.database.status(),
+            database: self.database_status(),
             incidents_alerted: self.incidents.n_alerted(),
             default_endpoint: self.services.default_endpoint.clone(),
             endpoints: self.statuses(),

@@ -362,7 +362,7 @@ impl Supervisor {
         now: Instant,
     ) -> Option<(Value, oneshot::Sender<Answer>)> {
         // What is in memory counts, too; the database does one thing after the other.
-        self.incidents.write(&self.services.database);
+        self.incidents.write(&self.services.database, &self.services.queue);
         let database = &self.services.database;
         macro_rules! parsed {
             ($type:ty) => {
@@ -425,7 +425,7 @@ impl Supervisor {
                     return None;
                 }
                 self.mend(now);
-                self.incidents.write(&self.services.database);
+                self.incidents.write(&self.services.database, &self.services.queue);
                 let standing = self.services.standing.actions();
                 self.services.database.answer(answer, move |connection| incidents::action(connection, id, &standing));
             }

@@ -95,6 +95,98 @@ fn a_worker_that_is_back_before_the_database_is_open_is_not_replaced() {
     supervisor.stop();
 }
 
+/// Everything that stands in a table, in the order of its numbers.
+fn rows(home: &Home, table: &str) -> Vec<(u64, String)> {
+    let connection = Connection::open(home.state("state.db")).unwrap();
+    let mut statement = connection.prepare(&format!("SELECT id, record FROM {table} ORDER BY id")).unwrap();
+    let rows = statement.query_map([], |row| Ok((row.get::<_, i64>(0)?.try_into().unwrap(), row.get(1)?)));
+    rows.unwrap().collect::<rusqlite::Result<_>>().unwrap()
+}
+
+fn database(supervisor: &Supervisor<'_>) -> Value {
+    supervisor.call("daemon.status", Value::Null)["database"].clone()
+}
+
+/// A home whose last supervisor has learned something, written about one incident, and was killed.
+fn lived_in() -> (Home, Vec<(u64, String)>) {
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    report(&supervisor, "upstream-tls-failed", "a", 1);
+    let told = incident(&supervisor, "an incident", |incident| incident["state"] == "alerted");
+    report(&supervisor, "upstream-good", "a", 1);
+    incident(&supervisor, "its end", |incident| incident["id"] == told["id"] && incident["state"] == "resolved");
+    supervisor.kill();
+    let now_ms = now_ms();
+    keep(&home, &climbed(&[("gone", 3, now_ms - 400_000)]).export());
+    let incidents = rows(&home, "incident");
+    assert!(!incidents.is_empty());
+    (home, incidents)
+}
+
+#[test]
+fn a_database_that_answers_late_loses_nothing_and_takes_over_what_was_seen_meanwhile() {
+    let (home, before) = lived_in();
+    let other = Connection::open(home.state("state.db")).unwrap();
+    other.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
+    let supervisor = home.start();
+    report(&supervisor, "upstream-tls-failed", "a", 1);
+    wait_for("it to be given up", || database(&supervisor)["problem"].is_object().then_some(()));
+    drop(other);
+    let seen = incident(&supervisor, "what was seen meanwhile", |incident| incident["state"] == "alerted");
+    let last = before.last().unwrap().0;
+    assert!(seen["id"].as_u64().unwrap() > last, "{seen:#}");
+    wait_for("the problem to be gone", || database(&supervisor)["problem"].is_null().then_some(()));
+    supervisor.kill();
+
+    let after = rows(&home, "incident");
+    assert_eq!(after[..before.len()], before[..], "each one that was there");
+    let learned = rows(&home, "engine").remove(0).1;
+    assert!(learned.contains("gone/C1"), "the ladder of before: {learned}");
+    let saved: Value = serde_json::from_str(&learned).unwrap();
+    let numbered = saved["next_incident"].as_u64().unwrap();
+    assert!(numbered > seen["id"].as_u64().unwrap(), "{saved:#}");
+}
+
+#[test]
+fn what_was_learned_and_cannot_be_understood_is_put_aside_and_told() {
+    let (home, before) = lived_in();
+    let connection = Connection::open(home.state("state.db")).unwrap();
+    connection.execute("UPDATE engine SET record = '{\"of\": \"a newer version\"}'", []).unwrap();
+    drop(connection);
+    let supervisor = home.start();
+    let aside = wait_for("it to be told", || {
+        database(&supervisor)["put_aside"].as_array().unwrap().first().and_then(|path| path.as_str().map(str::to_owned))
+    });
+    assert_eq!(std::fs::read_to_string(&aside).unwrap(), "{\"of\": \"a newer version\"}");
+    report(&supervisor, "upstream-tls-failed", "a", 1);
+    let seen = incident(&supervisor, "a further incident", |incident| incident["state"] == "alerted");
+    assert!(seen["id"].as_u64().unwrap() > before.last().unwrap().0, "{seen:#}");
+    supervisor.kill();
+    assert_eq!(rows(&home, "incident")[..before.len()], before[..]);
+
+    let supervisor = home.start();
+    supervisor.call("incident.list", json!({})); // it has looked when it answers
+    assert_eq!(database(&supervisor)["put_aside"], json!([aside]), "once");
+    supervisor.stop();
+}
+
+#[test]
+fn what_the_database_refuses_is_written_again() {
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    supervisor.call("incident.list", json!({})); // it is open when it answers
+    let other = Connection::open(home.state("state.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    report(&supervisor, "upstream-tls-failed", "a", 1);
+    wait_for("the refusal", || database(&supervisor)["problem"].is_object().then_some(()));
+    other.execute_batch("ROLLBACK").unwrap();
+    let kept = wait_for("it to be written", || rows(&home, "incident").pop());
+    let kept: Value = serde_json::from_str(&kept.1).unwrap();
+    assert_eq!(kept["state"], "alerted", "before anything else happens to it");
+    assert_eq!(database(&supervisor)["rows_dropped_total"], 0);
+    supervisor.stop();
+}
+
 #[test]
 fn an_action_can_be_cancelled_for_three_seconds_and_is_done_otherwise() {
     let home = Home::new(&(endpoint("a", "") + &endpoint("b", "")));

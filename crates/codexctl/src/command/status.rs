@@ -1,7 +1,7 @@
 //! `codexctl status`: does it work, and if not, what is to be done?
 
 use codex_control::ipc::Problem;
-use codex_control::rpc::{DaemonStatus, EndpointState, EndpointStatus, Protection, StandingChange};
+use codex_control::rpc::{DaemonStatus, DatabaseStatus, EndpointState, EndpointStatus, Protection, StandingChange};
 use codex_control::session;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -217,9 +217,14 @@ fn shown(status: &DaemonStatus, chain: &Chain, now_ms: u64) -> String {
     if let Some(problem) = &status.database.problem {
         parts.push(told(&problem.message, problem.hint.as_deref()));
     }
-    if let [.., latest] = &status.database.put_aside[..] {
+    let is_of_engine = |path: &&String| path.ends_with(DatabaseStatus::ENGINE_ASIDE);
+    if let Some(latest) = status.database.put_aside.iter().rfind(|path| !is_of_engine(path)) {
         let message = format!("a damaged database was put aside as `{latest}`");
         parts.push(told(&message, Some("delete it when nothing in it is missed; a new one is in use")));
+    }
+    if let Some(latest) = status.database.put_aside.iter().rfind(is_of_engine) {
+        let message = format!("what was learned from incidents cannot be understood, and was put aside as `{latest}`");
+        parts.push(told(&message, Some("delete it when nothing in it is missed; learning has begun anew")));
     }
     if status.default_endpoint.is_none() && status.endpoints.len() > 1 {
         parts.push(told("no default endpoint is chosen", Some("`codexctl endpoint default ENDPOINT` chooses one")));
