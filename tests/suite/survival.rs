@@ -10,6 +10,7 @@ use codex_control::process::Process;
 use codex_control::rpc::EndpointState;
 use e2e::codex::Run;
 use e2e::home::{DEADLINE, PROVIDER_KEY, SandboxHome};
+use e2e::http;
 use e2e::provider::{End, FakeProvider, Script, Step, When};
 use e2e::until::until;
 use rustix::process::Signal;
@@ -143,4 +144,37 @@ fn a_kill_between_two_requests_is_not_noticed_at_all() {
     let run = Run::finish(codex);
     run.assert_clean(&provider);
     assert_eq!(run.answer(), "It went.");
+}
+
+/// A worker that drains does not dial in any more, so a supervisor that comes after its own has only signals for it.
+#[test]
+fn a_stream_of_a_replaced_worker_is_ended_properly_by_another_supervisor() {
+    let script = Script::new().key(PROVIDER_KEY).turn(When::user("Go on."), [Step::text("And on"), Step::hold("on")]);
+    let provider = FakeProvider::start(script);
+    let home = SandboxHome::with_provider(&provider);
+    let before = home.wait_state("scripted", EndpointState::Running);
+    let old = Process::open(before.worker_pid.expect("a running endpoint has a worker")).expect("the worker lives");
+    let body = json!({ "model": "scripted", "stream": true, "input": "Go on." }).to_string();
+    let (address, bearer) = (home.address("scripted"), format!("Bearer {}", home.token("scripted")));
+    let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+    let answer = thread::scope(|scope| {
+        let asking = scope.spawn(|| http::request(address, "POST", "/v1/responses", &headers, body.as_bytes()));
+        provider.wait_held("on", DEADLINE);
+        home.rpc("endpoint.restart", json!({ "id": "scripted" })).expect("it can be restarted");
+        until("the next worker", DEADLINE, || {
+            let now = home.endpoint("scripted");
+            (now.state == EndpointState::Running && now.generation > before.generation).then_some(())
+        });
+        until("the drain", DEADLINE, || home.logs().contains("a worker is to end").then_some(()));
+        home.kill_supervisor();
+        home.start();
+        home.wait_state("scripted", EndpointState::Running);
+        assert!(!old.has_ended() && !asking.is_finished(), "the stream goes on\n{}", home.logs());
+        home.stop();
+        asking.join().expect("the client does not panic").expect("the answer is whole")
+    });
+    assert!(old.has_ended(), "the supervisor waits for it");
+    let text = answer.text();
+    assert!(text.contains(r#""delta":"on""#) && text.contains("event: response.failed"), "{text}\n{}", home.logs());
+    assert!(!home.logs().contains("killing a worker"), "{}", home.logs());
 }

@@ -114,14 +114,7 @@ pub(crate) async fn run_supervised(supervision: Supervision) -> anyhow::Result<(
         path: supervision.socket,
     };
     let talking = tokio::spawn(link.run(socket, address));
-    let ended = async {
-        tokio::select! {
-            signal = serve::stop_signal() => signal.map(|()| drain.begin(STOP_TIMEOUT)),
-            () = drain.begun() => Ok(()),
-        }
-    };
-    ended.await?;
-    serving.await?;
+    serve::until_served(serving, serve::on_stop_signals(|| drain.begin(STOP_TIMEOUT))).await?;
     warm_up.abort();
     // The link says Drained by itself when serving has ended; it is not waited for longer than a Hello may take.
     let _ = tokio::time::timeout(HELLO_TIMEOUT, talking).await;

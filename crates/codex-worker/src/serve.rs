@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -196,12 +197,46 @@ async fn connection(worker: Arc<Worker>, door: &Door, stream: TcpStream, drain: 
     }
 }
 
-/// Waits for SIGTERM or SIGINT.
-pub(crate) async fn stop_signal() -> io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// Calls `stop` for each SIGTERM and SIGINT, as long as it is polled. Ends only when there can be no signals.
+pub(crate) async fn on_stop_signals(stop: impl Fn()) -> io::Error {
+    let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
+    let (mut terminate, mut interrupt) = match signals {
+        Ok(signals) => signals,
+        Err(error) => return error,
+    };
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop();
     }
-    Ok(())
+}
+
+/// Waits until serving has ended. The stop signals are obeyed all the time: a worker that drains already gets less
+/// time by one, and may have nobody else left to tell it.
+///
+/// # Errors
+/// When serving has not ended but broken. Nobody accepts any more, and a process that exits is replaced at once.
+pub(crate) async fn until_served(
+    serving: JoinHandle<()>,
+    stopping: impl Future<Output = io::Error>,
+) -> anyhow::Result<()> {
+    tokio::select! {
+        ended = serving => ended.context("the worker has stopped accepting connections"),
+        error = stopping => Err(error).context("the worker cannot be told to stop"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_worker_that_no_longer_accepts_ends() {
+        let broken = tokio::spawn(async { panic!("played by the test") });
+        let error = until_served(broken, std::future::pending()).await.unwrap_err();
+        assert_eq!(error.to_string(), "the worker has stopped accepting connections");
+        until_served(tokio::spawn(async {}), std::future::pending()).await.unwrap();
+    }
 }

@@ -1,6 +1,7 @@
 //! Running without a supervisor: the endpoint comes from a file, the end from a signal.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use codex_control::endpoint;
@@ -17,7 +18,7 @@ use crate::serve::{self, Drain};
 use crate::worker::Worker;
 
 /// Time open streams get after a signal.
-const STOP_TIMEOUT_MS: u64 = 5_000;
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(arguments: Arguments, environment: &Environment) -> anyhow::Result<()> {
     let file = arguments.endpoint.as_deref().unwrap_or(Path::new(""));
@@ -56,9 +57,7 @@ pub(crate) async fn run(arguments: Arguments, environment: &Environment) -> anyh
     let drain = Drain::new();
     let serving = tokio::spawn(serve::run(worker, listener, drain.clone()));
     let reports = tokio::spawn(async move { while discarded.recv().await.is_some() {} });
-    serve::stop_signal().await?;
-    drain.begin(std::time::Duration::from_millis(STOP_TIMEOUT_MS));
-    serving.await?;
+    serve::until_served(serving, serve::on_stop_signals(|| drain.begin(STOP_TIMEOUT))).await?;
     reports.abort();
     Ok(())
 }
