@@ -79,6 +79,14 @@ struct Found {
     is_garbled: bool,
 }
 
+impl Found {
+    fn add(&mut self, more: Self) {
+        self.calls.extend(more.calls);
+        self.is_cut |= more.is_cut;
+        self.is_garbled |= more.is_garbled;
+    }
+}
+
 /// The filter for one answer.
 #[derive(Debug)]
 pub struct TextCalls {
@@ -86,6 +94,8 @@ pub struct TextCalls {
     text: Channel,
     reasoning: Channel,
     found: Found,
+    /// What was found in reasoning, unless text followed that is no markup: then it was only thought of.
+    thought: Found,
     has_structured: bool,
 }
 
@@ -124,6 +134,7 @@ impl TextCalls {
             text: Channel::default(),
             reasoning: Channel::default(),
             found: Found::default(),
+            thought: Found::default(),
             has_structured: false,
         }
     }
@@ -142,7 +153,13 @@ impl TextCalls {
     /// Whether `delta` stays as it is; if so it is behind us.
     fn passes(&mut self, delta: &Delta) -> bool {
         match delta {
-            Delta::Text(text) => self.reasoning.is_idle() && self.text.passes(text),
+            Delta::Text(text) => {
+                let passes = self.reasoning.is_idle() && self.text.passes(text);
+                if passes {
+                    self.said(text);
+                }
+                passes
+            }
             Delta::Reasoning(text) => self.text.is_idle() && self.reasoning.passes(text),
             Delta::Started | Delta::Opaque(_) | Delta::WebSearch { .. } | Delta::Usage(_) => true,
             Delta::Call(_) | Delta::Stop(_) | Delta::Failed(_) => false,
@@ -155,13 +172,15 @@ impl TextCalls {
                 let held = self.reasoning.release();
                 out.extend(held.map(Delta::Reasoning));
                 let pieces = self.text.push(&text, &self.tools);
-                self.add(pieces, Delta::Text, out);
+                self.add_text(pieces, out);
             }
             Delta::Reasoning(text) => {
-                let held = self.text.release();
-                out.extend(held.map(Delta::Text));
+                if let Some(held) = self.text.release() {
+                    self.said(&held);
+                    out.push(Delta::Text(held));
+                }
                 let pieces = self.reasoning.push(&text, &self.tools);
-                self.add(pieces, Delta::Reasoning, out);
+                self.add_reasoning(pieces, out);
             }
             Delta::Call(mut call) => {
                 self.has_structured = true;
@@ -177,26 +196,41 @@ impl TextCalls {
         }
     }
 
-    fn add(&mut self, pieces: Vec<Piece>, shown: fn(String) -> Delta, out: &mut Vec<Delta>) {
+    fn add_text(&mut self, pieces: Vec<Piece>, out: &mut Vec<Delta>) {
         for piece in pieces {
             match piece {
-                Piece::Text(text) => out.push(shown(text)),
-                Piece::Markup(found) => {
-                    self.found.calls.extend(found.calls);
-                    self.found.is_cut |= found.is_cut;
-                    self.found.is_garbled |= found.is_garbled;
+                Piece::Text(text) => {
+                    self.said(&text);
+                    out.push(Delta::Text(text));
                 }
+                Piece::Markup(found) => self.found.add(found),
             }
+        }
+    }
+
+    fn add_reasoning(&mut self, pieces: Vec<Piece>, out: &mut Vec<Delta>) {
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => out.push(Delta::Reasoning(text)),
+                Piece::Markup(found) => self.thought.add(found),
+            }
+        }
+    }
+
+    fn said(&mut self, text: &str) {
+        if !text.trim().is_empty() {
+            self.thought = Found::default();
         }
     }
 
     fn stop(&mut self, reason: StopReason, out: &mut Vec<Delta>) {
         let pieces = self.reasoning.end(&self.tools);
-        self.add(pieces, Delta::Reasoning, out);
+        self.add_reasoning(pieces, out);
         let pieces = self.text.end(&self.tools);
-        self.add(pieces, Delta::Text, out);
+        self.add_text(pieces, out);
 
-        let found = std::mem::take(&mut self.found);
+        let mut found = std::mem::take(&mut self.thought);
+        found.add(std::mem::take(&mut self.found));
         if !self.has_structured && reason != StopReason::ContentFilter {
             let is_by_limit = reason == StopReason::Length;
             if (found.is_cut || found.is_garbled) && !is_by_limit {
@@ -475,6 +509,28 @@ mod tests {
         assert!(matches!(last, Delta::Failed(_)), "{input:?}");
         let (_, _, last) = run(&[input], StopReason::Length);
         assert_eq!(last, Delta::Stop(StopReason::Length), "{input:?}");
+    }
+
+    #[test]
+    fn a_call_that_was_only_thought_of_is_not_made() {
+        const CALL: &str = "<｜DSML｜invoke name=\"look\"></｜DSML｜invoke></｜DSML｜tool_calls>";
+        let n_calls = |deltas: Vec<Delta>| {
+            let mut filter = TextCalls::new(tools());
+            let mut n = 0;
+            for delta in deltas.into_iter().chain([Delta::Stop(StopReason::Done)]) {
+                let mut deltas = vec![delta];
+                filter.apply(&mut deltas);
+                n += deltas.iter().filter(|delta| matches!(delta, Delta::Call(_))).count();
+            }
+            n
+        };
+        let (thought, text) = (|| Delta::Reasoning(CALL.to_owned()), |text: &str| Delta::Text(text.to_owned()));
+        assert_eq!(n_calls(vec![thought()]), 1);
+        assert_eq!(n_calls(vec![thought(), text(" \n")]), 1, "nothing was said");
+        assert_eq!(n_calls(vec![thought(), text("It is done.")]), 0);
+        assert_eq!(n_calls(vec![thought(), text("Is 1 < 2? "), text("Yes.")]), 0);
+        assert_eq!(n_calls(vec![thought(), text("It is done."), text(CALL)]), 1, "said after all");
+        assert_eq!(n_calls(vec![text("Let me think."), thought()]), 1);
     }
 
     #[test]
