@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Injects each of the 38 faults into the running system and prints one row each: how it was injected, what it was seen
-# as, the tier and action, whether that helped, and the times. Where a row says "reported", the typed signal was
-# injected at the door for signals, for want of something outside that could provoke it.
+# as, the tier and action, what came of it, and the times. Where a row says "worker's report", a program that stands in
+# for the worker reports what the parsers of the real one would.
 #
 #   scripts/faults.sh [TIMES]   default 1
 set -euo pipefail

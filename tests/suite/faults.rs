@@ -1,8 +1,12 @@
 //! Each of the 38 faults, in the running system: seen, acted upon, and whether that helped, seen too.
 //!
-//! Real processes, a scripted provider, a scripted Codex. Where the row says *worker's report*, the typed signal comes
-//! over the worker socket from a program that stands in for the endpoint's worker: what recognizes it is not part of the
-//! real one yet. Where it says *reported*, it comes in through `incident.report`: it cannot be provoked from outside.
+//! Real processes, a scripted provider, a scripted Codex; what shows success happens, too, and is not reported. Where the
+//! row says *worker's report*, the typed signals come over the worker socket from a program that stands in for the
+//! endpoint's worker: what recognizes them in an answer is tested beside its parsers. *A stand-in* really leaks, or
+//! really ends with that exit code.
+//!
+//! Each row says what is right: that its action helped, that the person was told in an event, that it is left alone, or
+//! that it was over before its action was due. An action that failed is right only where the person is to be told.
 //!
 //! `scripts/faults.sh` prints the table, any number of times.
 
@@ -13,11 +17,14 @@ use std::fs;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use codex_control::environment;
-use codex_control::incident::{Action, AttemptState, Fault, Incident, IncidentState, Millis, Observation, Signal};
+use codex_control::incident::{
+    Action, Actor, AttemptState, Fault, Incident, IncidentState, Millis, Observation, Signal,
+};
 use codex_control::process::Process;
 use codex_control::rpc::EndpointState;
 use e2e::home::{self, PROVIDER_KEY, Running, SandboxHome, binary, endpoint_of};
@@ -25,7 +32,7 @@ use e2e::http;
 use e2e::provider::{FakeProvider, Script, Status, Step, When};
 use e2e::until::until;
 use rustix::process::Signal as Kill;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::incidents::web_token;
@@ -33,11 +40,15 @@ use crate::incidents::web_token;
 /// Time for all rows together; the longest of them waits for three windows, and the machine may be busy.
 const ALL_WITHIN: Duration = Duration::from_mins(2);
 
-/// A failure that was reported late has come by then.
-const STAYS_WELL: Duration = Duration::from_secs(1);
-
 /// How the signals of some rows are injected; see the module.
 const WORKERS_REPORT: &str = "worker's report";
+/// The same, for what a stand-in does to itself.
+const STAND_IN: &str = "a stand-in";
+
+/// What holds for every row: a worker and a Codex may use little memory, and whoever has a backup may be switched to it.
+const SETTINGS: &str = "[worker]\nfirst_byte_timeout_s = 1\nconnect_timeout_s = 2\n\n\
+    [daemon]\nworker_memory_bytes_max = 67108864\n\n[codex]\nmemory_bytes_max = 33554432\n\n\
+    [monitor]\nauto_switch_provider = true\n\n";
 
 const QUESTION: &str = r#"{"model":"scripted","input":"hi","stream":true}"#;
 
@@ -51,10 +62,25 @@ struct Row {
     inject: Happening,
     /// What must be decided.
     action: Action,
+    /// What must come of it.
+    right: Right,
     /// What else the world does once that is done: what the person or the provider would.
     mend: Happening,
     /// Lines for its endpoint.
     endpoint: String,
+}
+
+/// What is right for a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Right {
+    /// The action was carried out, and it was seen that it helped.
+    Helped,
+    /// The person was told, in an event; an action before that has failed or is theirs.
+    Alert,
+    /// It was left alone.
+    Ignored,
+    /// It was over before the time to cancel the action was.
+    Passed,
 }
 
 /// What the rows act upon.
@@ -64,15 +90,33 @@ struct World {
     held: RefCell<Vec<TcpStream>>,
     launched: RefCell<Vec<Running>>,
     asking: RefCell<Vec<(String, thread::JoinHandle<()>)>>,
+    /// Held by whoever changes the settings.
+    editing: Arc<Mutex<()>>,
+    /// What a person reads who follows all incidents.
+    followed: Running,
 }
 
 impl World {
-    fn report(&self, signal: &Signal) {
-        self.home.rpc("incident.report", json!(signal)).expect("the report is taken");
+    /// What a person was told by now: of which incident, and which action was advised.
+    fn notices(&self) -> Vec<(u64, Value)> {
+        let told = self.followed.stdout();
+        let notices = told.lines().filter(|line| line.contains(r#""kind":"incident.notice""#));
+        let notices = notices.filter_map(|line| serde_json::from_str::<Value>(line).ok()); // the last may be half written
+        let notices = notices.map(|event| event["detail"].clone());
+        notices.filter_map(|notice| Some((notice["incident"].as_u64()?, notice["action"].clone()))).collect()
     }
 
-    fn see(&self, id: &str, what: Observation) {
-        self.report(&Signal::of(what, &id.parse().expect("a good id")));
+    /// Asks the stand-in for the worker of `id` for something that it may not live to answer.
+    fn ask_stand_in(&self, id: &str, path: &str) {
+        let _ = http::request(self.home.address(id), "GET", path, &[], b"");
+    }
+
+    /// Who asks `id` at present.
+    fn asking_of(&self, id: &str) -> Vec<(String, thread::JoinHandle<()>)> {
+        let mut asking = self.asking.borrow_mut();
+        let (of_id, others) = asking.drain(..).partition(|(asked, _)| asked == id);
+        *asking = others;
+        of_id
     }
 
     /// Lets the stand-in for the worker of `id` report `signal`, `times` times.
@@ -107,30 +151,31 @@ impl World {
         self.asking.borrow_mut().push((id.to_owned(), asking));
     }
 
-    /// The provider is well again, once whoever asks `id` at present has seen its last failure. The worker's word of
-    /// that failure may come after the client's answer: it is said until it lasts.
-    fn good_again(&self, id: &str) {
-        let mut asking = self.asking.borrow_mut();
-        let (of_id, others) = asking.drain(..).partition(|(asked, _)| asked == id);
-        *asking = others;
-        let of_id: Vec<(String, thread::JoinHandle<()>)> = of_id;
-        let good = json!(Signal::of(Observation::UpstreamGood, &id.parse().expect("a good id")));
-        let of_endpoint = json!({ "endpoint": id });
-        let paths = self.home.paths();
-        let waiting = thread::spawn(move || {
-            for (_, asking) in of_id {
+    /// The person mends the address of the provider of `id`, and asks until there is an answer: once whoever asks at
+    /// present has seen its last failure.
+    fn mend_address(&self, id: &str, wrong: &str, right: &str) {
+        let (before, editing) = (self.asking_of(id), self.editing.clone());
+        let settings = self.home.path("config/codex-supervisor/supervisor.toml");
+        let (wrong, right) = (wrong.to_owned(), right.to_owned());
+        let (address, bearer) = (self.home.address(id), format!("Bearer {}", self.home.token(id)));
+        let mending = thread::spawn(move || {
+            for (_, asking) in before {
                 asking.join().expect("a client ends");
             }
-            until("the provider to stay well", ALL_WITHIN, || {
-                home::call(&paths, "incident.report", good.clone()).expect("the report is taken");
-                let incidents = home::call(&paths, "incident.list", of_endpoint.clone()).expect("incidents are listed");
-                let incidents: Vec<Incident> = serde_json::from_value(incidents).expect("incidents");
-                let over_since = incidents.iter().map(|incident| incident.closed_at_ms).min()??;
-                let age = (UNIX_EPOCH + Duration::from_millis(over_since)).elapsed().unwrap_or_default();
-                (age >= STAYS_WELL).then_some(())
+            {
+                let _editing = editing.lock().expect("nobody has panicked");
+                let text = fs::read_to_string(&settings).expect("the settings are there");
+                let mended = settings.with_extension("new");
+                fs::write(&mended, text.replace(&wrong, &right)).expect("the home is writable");
+                fs::rename(&mended, &settings).expect("the home is writable");
+            }
+            let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+            until("an answer", ALL_WITHIN, || {
+                let answer = http::request(address, "POST", "/v1/responses", &headers, QUESTION.as_bytes());
+                answer.is_ok_and(|answer| answer.text().contains("response.completed")).then_some(())
             });
         });
-        asking.push((id.to_owned(), waiting));
+        self.asking.borrow_mut().push((id.to_owned(), mending));
     }
 
     /// A request whose client hangs up once the provider has it.
@@ -148,13 +193,35 @@ impl World {
 
     /// A Codex that writes `line` to its stderr and ends with `exit`.
     fn codex(&self, id: &str, line: &str, exit: &str) {
+        self.script(id, &format!("cat >/dev/null\nprintf '%s\\n' \"{line}\" >&2\n{exit}"));
+    }
+
+    /// A Codex that does this.
+    fn script(&self, id: &str, lines: &str) {
         let program = self.home.path(&format!("work/codex-{id}"));
-        let text = format!("#!/bin/sh\ncat >/dev/null\nprintf '%s\\n' \"{line}\" >&2\n{exit}\n");
+        let text = format!("#!/bin/sh\n{lines}\n");
         fs::write(&program, text).expect("the home is writable");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).expect("the file is ours");
         let mut command = self.home.launch_command(id, &["exec", "x"]);
         command.env(environment::CODEX, program);
         self.launched.borrow_mut().push(self.home.spawn(command));
+    }
+
+    /// A Codex that uses much memory until the first file is there, and ends when the second one is.
+    fn large_codex(&self, id: &str) {
+        let [enough, end] = self.ends_of_large_codex();
+        // `tail` keeps what it is to print until its input ends.
+        self.script(
+            id,
+            &format!(
+                "(head -c 60000000 /dev/zero; until [ -e '{enough}' ]; do sleep 0.05; done) | tail -c 60000000 > /dev/null &\n\
+                 until [ -e '{end}' ]; do sleep 0.05; done"
+            ),
+        );
+    }
+
+    fn ends_of_large_codex(&self) -> [String; 2] {
+        ["work/enough", "work/end"].map(|name| self.home.path(name).display().to_string())
     }
 }
 
@@ -208,7 +275,17 @@ impl Rows {
         inject: impl Fn(&World, &str) + 'static,
         mend: impl Fn(&World, &str) + 'static,
     ) {
-        self.all.push(Row { fault, how, inject: Box::new(inject), action, mend: Box::new(mend), endpoint });
+        let right = match action.actor() {
+            Actor::Person => Right::Alert,
+            Actor::Supervisor | Actor::Worker => Right::Helped,
+            Actor::Nobody => Right::Ignored,
+        };
+        self.all.push(Row { fault, how, inject: Box::new(inject), action, right, mend: Box::new(mend), endpoint });
+    }
+
+    /// The latest row is right if this comes of it.
+    fn is_right_as(&mut self, right: Right) {
+        self.all.last_mut().expect("there is a row").right = right;
     }
 
     /// An endpoint that nobody asks.
@@ -231,16 +308,6 @@ impl Rows {
         self.push(fault, how, action, Self::idle(fault), inject, mend);
     }
 
-    /// Signals that are reported, `n` of them, and the one that shows success.
-    fn reported(&mut self, fault: Fault, what: Signal, n: usize, action: Action, success: Signal) {
-        let of =
-            |signal: &Signal, id: &str| Signal { endpoint: Some(id.parse().expect("a good id")), ..signal.clone() };
-        let inject = move |world: &World, id: &str| (0..n).for_each(|_| world.report(&of(&what, id)));
-        self.push(fault, "reported", action, Self::idle(fault), inject, move |world, id| {
-            world.report(&of(&success, id));
-        });
-    }
-
     /// Signals that a worker reports, `n` of them, and the one that shows success.
     fn of_worker(&mut self, fault: Fault, what: Signal, n: usize, action: Action, success: Observation) {
         let inject = move |world: &World, id: &str| world.worker_reports(id, &what, n);
@@ -256,10 +323,23 @@ impl Rows {
         self.push(fault, how, action, endpoint, |world, id| world.ask(id, 1), |world, id| world.ask(id, 1));
     }
 
-    /// A Codex that says `line`.
-    fn codex(&mut self, fault: Fault, line: &'static str, exit: &'static str, action: Action, success: Observation) {
+    /// A provider that is elsewhere than at `wrong`.
+    fn misdirected(&mut self, fault: Fault, how: &'static str, action: Action, wrong: String) {
+        let provider = provider(Vec::new());
+        let right = provider.base_url();
+        let endpoint = endpoint_of(&Self::id(fault), &provider).replace(&right, &wrong);
+        self.providers.push(provider);
+        let mend = move |world: &World, id: &str| world.mend_address(id, &wrong, &right);
+        self.push(fault, how, action, endpoint, |world, id| world.ask(id, 1), mend);
+    }
+
+    /// A Codex that says `line`; `mend` is what shows that it is over.
+    fn codex(&mut self, fault: Fault, line: &'static str, exit: &'static str, action: Action, mend: fn(&World, &str)) {
+        let provider = provider(Vec::new());
+        let endpoint = endpoint_of(&Self::id(fault), &provider);
+        self.providers.push(provider);
         let inject = move |world: &World, id: &str| world.codex(id, line, exit);
-        self.push(fault, "scripted Codex", action, Self::idle(fault), inject, move |world, id| world.see(id, success));
+        self.push(fault, "scripted Codex", action, endpoint, inject, mend);
     }
 }
 
@@ -267,6 +347,8 @@ fn rows(taken_port: u16) -> Rows {
     use {Action as A, Fault as F, Observation as O};
     let mut rows = Rows { all: Vec::new(), providers: Vec::new(), hung: 0 };
     let nothing = |_: &World, _: &str| {};
+    let once: fn(&World, &str) = |world, id| world.ask(id, 1);
+    let started: fn(&World, &str) = |world, id| world.codex(id, "", "exit 0");
     // Seen before D4 is, which is answered by the same action.
     let edited = |world: &World, id: &str| {
         world.home.ctl(&["use", id, "--yes"]).ok();
@@ -292,24 +374,15 @@ fn rows(taken_port: u16) -> Rows {
         nothing,
         |world, _| drop(world.port.borrow_mut().take()),
     );
-    let memory = |mib: u64| Signal::new(O::WorkerMemory).value(mib << 20).limit(1 << 30);
-    rows.reported(F::A3, memory(1_500), 1, A::RestartProxy, memory(50));
-    // Without a worker, whose own samples would show that all is well.
-    if let Some(row) = rows.all.last_mut() {
-        row.endpoint.push_str("enabled = false\n");
-    }
+    // A stranger's process is not ended: the person is told.
+    rows.is_right_as(Right::Alert);
+    rows.process(F::A3, STAND_IN, A::RestartProxy, |world, id| world.ask_stand_in(id, "/leak/8"), nothing);
     rows.process(F::A4, "SIGSTOP", A::RestartProxy, |world, id| world.kill(id, Kill::STOP), nothing);
-    rows.reported(F::A5, Signal::new(O::WorkerCrashed).value(101), 1, A::RestartProxy, Signal::new(O::WorkerReady));
-
-    let untrusted = Rows::idle(F::A6).replace("http://127.0.0.1:9/", &format!("https://{}/", without_tls()));
-    let good = World::good_again;
-    rows.push(F::A6, "https, no TLS there", A::AlertUser, untrusted, |world, id| world.ask(id, 1), good);
+    rows.process(F::A5, STAND_IN, A::RestartProxy, |world, id| world.ask_stand_in(id, "/exit/101"), nothing);
+    rows.misdirected(F::A6, "https, no TLS there", A::AlertUser, format!("https://{}/v1", without_tls()));
     // A label longer than DNS allows: no server is asked.
-    let nameless = format!(
-        "[[endpoint]]\nid = \"a7\"\nprotocol = \"chat-completions\"\nbase_url = \"http://{}.invalid/v1\"\ndefault_model = \"scripted\"\nauth = {{ kind = \"none\" }}\n",
-        "x".repeat(70)
-    );
-    rows.push(F::A7, "name that is none", A::RetryWithBackoff, nameless, |world, id| world.ask(id, 1), good);
+    let nameless = format!("http://{}.invalid/v1", "x".repeat(70));
+    rows.misdirected(F::A7, "name that is none", A::RetryWithBackoff, nameless);
 
     let limited = Step::Status(Status {
         code: 429,
@@ -321,6 +394,8 @@ fn rows(taken_port: u16) -> Rows {
     rows.provider(F::B3, "401", A::AlertUserBadKey, times(1, &status(401, r#"{"error":"invalid_api_key"}"#)));
     let upgrade = status(403, r#"{"error":"upgrade_required"}"#);
     rows.provider(F::B4, "403 upgrade_required", A::UpdateCcVersion, times(1, &upgrade));
+    // No endpoint of this version speaks Command Code: the person is told.
+    rows.is_right_as(Right::Alert);
     rows.provider(F::B5, "silent for 4 attempts", A::RetryWithBackoff, times(4, &Step::Silence));
     rows.provider(F::B6, "reset", A::RetryWithBackoff, times(1, &Step::Reset));
     let held = provider(vec![vec![Step::Silence]]);
@@ -332,10 +407,15 @@ fn rows(taken_port: u16) -> Rows {
     let strict = provider(times(2, &malformed));
     let endpoint = endpoint_of(&Rows::id(F::B8), &strict);
     rows.providers.push(strict);
-    let (twice, once) = (|world: &World, id: &str| world.ask(id, 2), |world: &World, id: &str| world.ask(id, 1));
+    let twice = |world: &World, id: &str| world.ask(id, 2);
     rows.push(F::B8, "400 expected string ×2", A::ClearSchemaCache, endpoint, twice, once);
     let full = status(503, r#"{"error":{"message":"No capacity available for model x","status":"UNAVAILABLE"}}"#);
-    rows.provider(F::B9, "503 four times", A::SwitchProvider, times(4, &full));
+    // Only its backup answers.
+    let (always_full, backup) = (provider(times(100, &full)), provider(Vec::new()));
+    let endpoint = endpoint_of(&Rows::id(F::B9), &always_full) + "backup = \"b9-backup\"\n";
+    let endpoint = format!("{endpoint}\n{}", endpoint_of("b9-backup", &backup));
+    rows.providers.extend([always_full, backup]);
+    rows.push(F::B9, "503, with a backup", A::SwitchProvider, endpoint, once, once);
     rows.provider(F::B10, "403 error 1010", A::CheckBrowserUa, times(1, &status(403, "error code: 1010")));
 
     for (fault, what, n, action) in [
@@ -353,18 +433,21 @@ fn rows(taken_port: u16) -> Rows {
     }
     rows.of_worker(F::C4, Signal::new(O::CommandWrapped).value(1), 1, A::AlertUser, O::ToolCallGood);
 
-    rows.codex(F::D1, "about to end", "kill -KILL $$", A::AlertUserRestart, O::CodexStarted);
-    let memory = |gib: u64| Signal::new(O::CodexMemory).value(gib << 30).limit(4 << 30);
-    rows.reported(F::D2, memory(5), 1, A::AlertUserMemory, memory(1));
+    rows.codex(F::D1, "about to end", "kill -KILL $$", A::AlertUserRestart, started);
+    let enough = |world: &World, _: &str| {
+        let [enough, _] = world.ends_of_large_codex();
+        fs::write(enough, "").expect("the home is writable");
+    };
+    rows.process(F::D2, "scripted Codex", A::AlertUserMemory, World::large_codex, enough);
     // As codex-cli 0.169 writes them.
     let disconnected = "ERROR: stream disconnected before completion: stream closed before response.completed";
-    rows.codex(F::D3, disconnected, "exit 1", A::Ignore, O::UpstreamGood);
+    rows.codex(F::D3, disconnected, "exit 1", A::Ignore, once);
     let database =
         "2026-11-23T07:21:12.099954Z ERROR codex_state::sqlite: SQLite quick check detected corruption database=/x";
-    rows.codex(F::D4, database, "exit 0", A::RegenerateConfig, O::CodexStarted);
+    rows.codex(F::D4, database, "exit 0", A::RegenerateConfig, started);
     let context = "ERROR: Codex ran out of room in the model's context window. Start a new thread or clear earlier history before retrying.";
-    rows.codex(F::D5, context, "exit 1", A::AlertUserContext, O::UpstreamGood);
-    rows.codex(F::D6, "ERROR: Reconnecting... 1/5", "exit 1", A::CheckProxyHealth, O::UpstreamGood);
+    rows.codex(F::D5, context, "exit 1", A::AlertUserContext, once);
+    rows.codex(F::D6, "ERROR: Reconnecting... 1/5", "exit 1", A::CheckProxyHealth, once);
 
     let corrupt = |world: &World, id: &str| {
         let path = world.home.paths().learned(&id.parse().expect("a good id"));
@@ -374,7 +457,9 @@ fn rows(taken_port: u16) -> Rows {
         world.home.ctl(&["restart", id]).ok();
     };
     rows.process(F::E1, "damaged file", A::DeleteProviderCaps, corrupt, nothing);
-    rows.reported(F::E2, Signal::new(O::RegistryStale).value(1), 1, A::CleanupPids, Signal::new(O::RegistrySound));
+    rows.process(F::E2, "worker ended unseen", A::CleanupPids, nothing, nothing);
+    // The registry is written anew anyway, in less than the three seconds.
+    rows.is_right_as(Right::Passed);
     let signed_in = Rows::idle(F::E4).replace("auth = { kind = \"none\" }\n", "");
     let expired = |world: &World, id: &str| {
         world.sign_in(id, 1_700_000_000);
@@ -406,15 +491,32 @@ fn programs(stood_in: &[String]) -> TempDir {
     folder
 }
 
-/// Whether `action` was decided and has come as far as it can without the world's help.
-fn is_decided(incident: &Incident, action: Action) -> bool {
-    let told = format!("you were told ({action})");
-    let by_person = incident.timeline.iter().any(|step| step.text.starts_with(&told))
-        || (action == Action::AlertUser && incident.state == IncidentState::Alerted)
-        || (action == Action::Ignore && incident.state == IncidentState::Ignored);
-    let carried_out =
-        |state| !matches!(state, AttemptState::Planned { .. } | AttemptState::Running | AttemptState::Superseded);
-    by_person || incident.attempts.iter().any(|attempt| attempt.action == action && carried_out(attempt.state))
+/// Whether what is right for `row` was done, as far as it can be without the world's help.
+fn is_decided(row: &Row, incident: &Incident, notices: &[(u64, Value)]) -> bool {
+    let state = |fits: fn(AttemptState) -> bool| {
+        incident.attempts.iter().any(|attempt| attempt.action == row.action && fits(attempt.state))
+    };
+    let told = |action: Action| notices.contains(&(incident.id.0, json!(action)));
+    match row.right {
+        Right::Helped => state(|state| matches!(state, AttemptState::Watched { .. } | AttemptState::Helped)),
+        // After an action that failed, nothing more is advised than to look.
+        Right::Alert => told(row.action) || (told(Action::AlertUser) && state(|state| state == AttemptState::Failed)),
+        Right::Ignored => incident.state == IncidentState::Ignored,
+        Right::Passed => state(|state| state == AttemptState::Superseded),
+    }
+}
+
+/// What has come of it in the end, if that is right.
+fn outcome(row: &Row, incident: &Incident) -> Option<String> {
+    let attempt = incident.attempts.iter().rev().find(|attempt| attempt.action == row.action);
+    match (row.right, attempt.map(|attempt| attempt.state)) {
+        (Right::Helped, Some(AttemptState::Helped)) => Some("helped".to_owned()),
+        (Right::Alert, Some(AttemptState::Failed)) => Some("failed, alert seen".to_owned()),
+        (Right::Alert, None) => Some("alert seen".to_owned()),
+        (Right::Ignored, None) => Some("counted".to_owned()),
+        (Right::Passed, Some(AttemptState::Superseded)) => attempt.map(|attempt| attempt.result.clone()),
+        _ => None,
+    }
 }
 
 /// What was tried besides, that should not have been.
@@ -423,6 +525,17 @@ fn wrong(incident: &Incident, action: Action) -> Vec<Action> {
         attempt.action.actor() == codex_control::incident::Actor::Supervisor && attempt.action != action
     };
     incident.attempts.iter().filter(supervised).map(|attempt| attempt.action).collect()
+}
+
+/// A registry that names a worker of `id` which has ended since, and nobody was there to see it.
+fn leave_a_registry_behind(home: &SandboxHome, id: &str) {
+    home.write_settings(&Rows::idle(Fault::E2));
+    home.start();
+    let pid = home.wait_state(id, EndpointState::Running).worker_pid.expect("a running endpoint has a worker");
+    let worker = Process::open(pid).expect("the worker lives");
+    home.kill_supervisor();
+    assert!(worker.signal(Kill::KILL).expect("the worker is ours"));
+    until("the worker's end", ALL_WITHIN, || worker.has_ended().then_some(()));
 }
 
 struct Seen {
@@ -444,33 +557,41 @@ fn each_of_the_38_faults_is_seen_and_answered_rightly() {
     let faults: Vec<Fault> = rows.iter().map(|row| row.fault).collect();
     assert_eq!(faults.len(), Fault::ALL.len());
     let home = SandboxHome::new();
-    let mut settings = "[worker]\nfirst_byte_timeout_s = 1\nconnect_timeout_s = 2\n\n".to_owned();
+    let mut settings = SETTINGS.to_owned();
     for row in &rows {
         settings += &row.endpoint;
         settings.push('\n');
         home.store_key(&Rows::id(row.fault), PROVIDER_KEY);
     }
+    home.store_key("b9-backup", PROVIDER_KEY);
+    leave_a_registry_behind(&home, &Rows::id(Fault::E2));
     home.write_settings(&settings);
-    let stood_in: Vec<String> =
-        rows.iter().filter(|row| row.how == WORKERS_REPORT).map(|row| Rows::id(row.fault)).collect();
+    let stood_in: Vec<String> = rows
+        .iter()
+        .filter(|row| [WORKERS_REPORT, STAND_IN].contains(&row.how))
+        .map(|row| Rows::id(row.fault))
+        .collect();
     let programs = programs(&stood_in);
     let mut supervisor = home.command(programs.path().join("codex-supervisor"));
     supervisor.arg("--foreground");
     let started_at = now_ms();
     home.start_command(supervisor);
+    let followed = home.spawn(home.ctl_command(&["incidents", "--follow", "--json"]));
     let world = World {
         home,
+        followed,
+        editing: Arc::default(),
         port: RefCell::new(Some(holder)),
         held: RefCell::default(),
         launched: RefCell::default(),
         asking: RefCell::default(),
     };
-    for row in rows.iter().filter(|row| ![Fault::A2, Fault::A3].contains(&row.fault)) {
+    for row in rows.iter().filter(|row| row.fault != Fault::A2) {
         world.home.wait_state(&Rows::id(row.fault), EndpointState::Running);
     }
     let mut seen: Vec<Seen> = Vec::new();
     for row in &rows {
-        let injected_at = if row.fault == Fault::A2 { started_at } else { now_ms() };
+        let injected_at = if [Fault::A2, Fault::E2].contains(&row.fault) { started_at } else { now_ms() };
         (row.inject)(&world, &Rows::id(row.fault));
         if row.fault == Fault::B7 {
             // The client hangs up once the provider has its request.
@@ -484,15 +605,18 @@ fn each_of_the_38_faults_is_seen_and_answered_rightly() {
         let listed =
             world.home.rpc("incident.list", json!({ "whole": true, "limit": 200 })).expect("incidents are listed");
         let incidents: Vec<Incident> = serde_json::from_value(listed).expect("incidents have the agreed shape");
+        let notices = world.notices();
         for (row, seen) in rows.iter().zip(&mut seen).filter(|(_, seen)| seen.done.is_none()) {
             let id = Rows::id(row.fault);
+            // The registry is nobody's endpoint.
+            let endpoint = (row.fault != Fault::E2).then_some(id.as_str());
             let of_row = |incident: &&Incident| {
                 incident.fault == Some(row.fault)
-                    && incident.endpoint.as_ref().is_some_and(|endpoint| endpoint.as_str() == id)
+                    && incident.endpoint.as_ref().map(codex_control::EndpointId::as_str) == endpoint
             };
             let Some(incident) = incidents.iter().find(of_row) else { continue };
             latest.insert(row.fault, incident.clone());
-            if !seen.decided && is_decided(incident, row.action) {
+            if !seen.decided && is_decided(row, incident, &notices) {
                 seen.decided = true;
                 (row.mend)(&world, &id);
             }
@@ -518,21 +642,15 @@ fn each_of_the_38_faults_is_seen_and_answered_rightly() {
             continue;
         };
         let attempt = incident.attempts.iter().find(|attempt| attempt.action == row.action);
-        let outcome = match attempt {
-            Some(attempt) if incident.timeline.iter().any(|step| step.text.starts_with("you were told")) => {
-                format!("{}, alert seen", attempt.state.name())
-            }
-            Some(attempt) => attempt.state.name().to_owned(),
-            None if row.action == Action::Ignore => "counted".to_owned(),
-            None => "alert seen".to_owned(),
-        };
+        let outcome = outcome(row, incident);
         let tier = attempt.map_or(1, |attempt| attempt.tier.number());
         let detect = incident.opened_at_ms.saturating_sub(seen.injected_at);
         let recover = incident.closed_at_ms.unwrap_or_default().saturating_sub(seen.injected_at);
         let others = wrong(incident, row.action);
-        if others.is_empty() {
+        if others.is_empty() && outcome.is_some() {
             n_right += 1;
         }
+        let outcome = outcome.unwrap_or_else(|| format!("NOT RIGHT: {:?}", attempt.map(|attempt| attempt.state)));
         let _ = writeln!(
             table,
             "{:<4} {:<22} {:<20} {tier:<6} {:<24} {outcome:<28} {detect:>10} {recover:>11}{}",
@@ -546,6 +664,11 @@ fn each_of_the_38_faults_is_seen_and_answered_rightly() {
     println!("{table}{n_right} of {} right", rows.len());
     println!("as a person sees them:\n{}", world.home.ctl(&["incidents", "list", "--since", "all"]).ok());
     assert!(finished.is_some() && n_right == rows.len(), "{table}{}", world.home.logs());
+    let [_, end] = world.ends_of_large_codex();
+    fs::write(end, "").expect("the home is writable");
+    for launched in world.launched.take() {
+        launched.finish(ALL_WITHIN);
+    }
     for (_, asking) in world.asking.take() {
         asking.join().expect("a client ends");
     }

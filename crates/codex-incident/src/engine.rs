@@ -555,7 +555,7 @@ impl Engine {
                 about.counts.remove(rule);
             }
         }
-        let is_slow = about.latency.is_slow();
+        let (is_slow, rises) = (about.latency.is_slow(), about.memory_rises);
         if self.active.is_empty() {
             return;
         }
@@ -563,8 +563,12 @@ impl Engine {
             let success = self.row(&key).map_or(NAMELESS_SUCCESS, |row| &row.success);
             let Some(active) = self.active.get(&key) else { continue };
             let is_over = active.incident.closed_at_ms.is_some();
-            // Answers prove nothing about answers that begin too late.
-            let is_other = active.incident.what == Observation::LatencyRising && is_slow;
+            // Answers prove nothing about answers that begin too late, nor a sample about memory that still grows.
+            let is_other = match active.incident.what {
+                Observation::LatencyRising => is_slow,
+                Observation::MemoryRising => rises,
+                _ => false,
+            };
             if success.contains(&signal.what) && !is_over && !is_other {
                 self.proven(&key, signal.what);
             }

@@ -6,6 +6,8 @@
 //! | `/stream/N` | N lines, one every 20 ms; then a `Finished` report |
 //! | `/outlast/N` | lines until its worker is to end, and N more |
 //! | `/signal/NAME/VALUE/TIMES` | reports that signal so many times |
+//! | `/exit/CODE` | none: it ends with that exit code |
+//! | `/leak/N` | from now on it uses N MiB more every second |
 //!
 //! What else it plays is said by its endpoint's `name`: `crash` ends before it is ready, `sick` fails its health
 //! probes, `keyless` reports a problem, `stubborn` never ends by itself, `silent` answers nothing but its health probes,
@@ -246,6 +248,10 @@ async fn answer(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    } else if let Some(code) = path.strip_prefix("/exit/").and_then(|code| code.parse().ok()) {
+        crash(code);
+    } else if let Some(mib_s) = path.strip_prefix("/leak/").and_then(|mib_s| mib_s.parse().ok()) {
+        tokio::task::spawn_local(leak(mib_s));
     } else if let Some(seen) = path.strip_prefix("/signal/") {
         // `/signal/NAME/VALUE/TIMES`
         let mut parts = seen.split('/');
@@ -260,6 +266,12 @@ async fn answer(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
         stream.write_all(format!("generation {}\n", shared.generation).as_bytes()).await?;
     }
     stream.shutdown().await
+}
+
+/// Ends as a program does that has met a mistake of its own.
+#[expect(clippy::disallowed_methods, reason = "nothing is to be cleaned up by a worker that crashes")]
+fn crash(code: i32) -> ! {
+    std::process::exit(code)
 }
 
 fn report() -> RequestReport {

@@ -26,6 +26,8 @@ pub(super) struct About {
     pub(super) counts: BTreeMap<usize, VecDeque<Millis>>,
     pub(super) latency: LatencyTrend,
     memory: MemoryTrend,
+    /// The worker's memory grows towards its limit, and there was no other worker since.
+    pub(super) memory_rises: bool,
     pub(super) memory_bytes: Option<u64>,
     pub(super) last_status: Option<u64>,
     pub(super) model: Option<String>,
@@ -51,6 +53,7 @@ impl About {
             O::WorkerReady => {
                 self.is_unhealthy = false;
                 self.memory.reset();
+                self.memory_rises = false;
             }
             O::ProbeGood => self.is_unhealthy = false,
             O::WorkerKilled
@@ -59,10 +62,12 @@ impl About {
             | O::WorkerTripped
             | O::ProbeRefused
             | O::ProbeTimedOut => self.is_unhealthy = true,
+            O::MemoryRising => self.memory_rises = true,
             O::WorkerMemory => {
                 self.memory_bytes = signal.value;
                 let (value, limit) = (signal.value?, signal.limit?);
                 let left_ms = self.memory.sample(now, value, limit)?;
+                self.memory_rises = true;
                 let detail = format!("{} MiB and growing, limit {} MiB", value >> 20, limit >> 20);
                 return Some(Signal { value: Some(left_ms), detail, ..follows(O::MemoryRising) });
             }

@@ -499,6 +499,8 @@ fn memory_over_the_limit_and_memory_that_will_be() {
     }
     assert_eq!(bench.actions(), [Action::RestartProxy]);
     bench.outcome(Outcome::Done);
+    bench.signal(signal(Observation::WorkerMemory).value(700 << 20).limit(1 << 30));
+    assert_eq!(bench.incident().state, IncidentState::Open, "the same worker, below its limit still");
     bench.see(Observation::WorkerReady);
     bench.signal(signal(Observation::WorkerMemory).value(50 << 20).limit(1 << 30));
     assert_eq!(bench.incident().state, IncidentState::Resolved);

@@ -1159,6 +1159,9 @@ impl Managed {
             let message = format!("the worker of `{}` uses much memory and is replaced", self.id);
             let detail = json!({ "generation": generation, "bytes": bytes, "limit": limit });
             services.announcer.tell("worker.memory-high", Some(&self.id), message, detail);
+            // Not left to the engine, whose deeds wait for the database; it sees what came of it.
+            let detail = format!("{} of {} MiB, another worker takes its place", bytes >> 20, limit >> 20);
+            services.see(self.signal_of(Observation::MemoryRising).limit(limit).detail(detail));
             self.lifecycle.renew();
             self.drive(services, now);
         }
