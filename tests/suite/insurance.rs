@@ -233,3 +233,62 @@ fn what_codex_repeats_is_not_tried_as_often_again() {
     assert!(run.stdout.contains("the backend is on fire"), "{}", run.shown());
     assert_eq!(provider.requests().len(), 5 + 5, "{}", outline(&provider.requests()));
 }
+
+fn event(payload: &Value) -> Step {
+    Step::Raw(format!("data: {payload}\n\n"))
+}
+
+/// An answer whose first visible event comes long after the time for its first byte, while bytes flow.
+fn what_is_held_until_it_is_whole_has_time(pieces: Vec<Value>, body: &Value, expected: &str) {
+    let mut steps = Vec::new();
+    for piece in pieces {
+        steps.extend([event(&piece), Step::PauseMs(700)]);
+    }
+    let provider = FakeProvider::start(script().turn(When::user("Go."), steps));
+    let limits = "[worker]\nconnect_timeout_s = 1\nfirst_byte_timeout_s = 1\n";
+    let home = SandboxHome::with_provider_and(&provider, "", limits);
+    let answer = home.post_responses("scripted", body.to_string().as_bytes());
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(answer.text().contains(expected), "{}", answer.text());
+    assert_eq!(provider.requests().len(), 1, "{}", outline(&provider.requests()));
+}
+
+#[test]
+fn a_call_that_is_written_slowly_is_not_cut_off() {
+    let fragment = |text: &str| json!({ "choices": [{ "delta": { "tool_calls": [{ "index": 0, "id": "call_1", "function": { "name": "run", "arguments": text } }] } }] });
+    let mut pieces = vec![fragment("{\"x\":\"")];
+    pieces.extend(["a", "b", "c", "d", "e"].map(fragment));
+    pieces.extend([fragment("\"}"), json!({ "choices": [{ "delta": {}, "finish_reason": "tool_calls" }] })]);
+    let body = json!({ "model": "scripted", "stream": true, "input": "Go." });
+    what_is_held_until_it_is_whole_has_time(pieces, &body, r#"{\"x\":\"abcde\"}"#);
+}
+
+#[test]
+fn thinking_that_is_not_shown_is_not_cut_off() {
+    let mut pieces = vec![json!({ "choices": [{ "delta": { "reasoning_content": "so " } }] }); 6];
+    pieces.push(json!({ "choices": [{ "delta": { "content": "Thought." }, "finish_reason": "stop" }] }));
+    let body = json!({ "model": "scripted", "stream": true, "reasoning": { "summary": "none" }, "input": "Go." });
+    what_is_held_until_it_is_whole_has_time(pieces, &body, "Thought.");
+}
+
+/// The whole answer comes at once, and the provider keeps its connection open: nothing is left to wait for.
+#[test]
+fn an_answer_that_came_at_once_is_ended_at_once() {
+    let whole = [
+        json!({ "choices": [{ "delta": { "content": "All of it." }, "finish_reason": "stop" }] }).to_string(),
+        json!({ "choices": [], "usage": { "prompt_tokens": 11, "completion_tokens": 3 } }).to_string(),
+        "[DONE]".to_owned(),
+    ];
+    let whole = whole.map(|payload| format!("data: {payload}\n\n")).concat();
+    let mut script = script().always(When::user("Go."), [Step::Raw(whole), Step::Silence]);
+    script.wire.write_bytes = Vec::new();
+    let provider = FakeProvider::start(script);
+    let home = SandboxHome::with_provider(&provider);
+    for stream in [true, false] {
+        let body = json!({ "model": "scripted", "stream": stream, "input": "Go." }).to_string();
+        let answer = home.post_responses("scripted", body.as_bytes());
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let text = answer.text();
+        assert!(text.contains("All of it.") && text.contains(r#""input_tokens":11"#), "stream {stream}: {text}");
+    }
+}

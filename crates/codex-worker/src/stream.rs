@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use codex_control::redact;
 use codex_translate::native::Sniffer;
-use codex_translate::reply::{EndCause, Progress, Reply};
+use codex_translate::reply::{EndCause, Reply};
 use codex_translate::{Failure, Summary, Trouble};
 use http_body_util::BodyExt;
 use hyper::body::Body as HttpBody;
@@ -50,14 +50,25 @@ pub(crate) enum Relay {
 }
 
 impl Relay {
-    pub(crate) fn feed(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Progress {
+    pub(crate) fn feed(&mut self, chunk: &[u8], out: &mut Vec<u8>) {
         match self {
-            Self::Translated(reply) => reply.feed(chunk, out),
+            Self::Translated(reply) => {
+                reply.feed(chunk, out);
+            }
             Self::Native(sniffer) => {
                 out.extend_from_slice(chunk);
-                sniffer.feed(chunk)
+                sniffer.feed(chunk);
             }
-            Self::Ended(_) => Progress { visible: true, finished: true },
+            Self::Ended(_) => {}
+        }
+    }
+
+    /// Whether nothing that still arrives is part of the answer.
+    pub(crate) fn is_finished(&self) -> bool {
+        match self {
+            Self::Translated(reply) => reply.progress().finished,
+            Self::Native(sniffer) => sniffer.progress().finished,
+            Self::Ended(_) => true,
         }
     }
 
@@ -257,15 +268,18 @@ impl TurnStream {
             self.go_on();
             return Poll::Ready(());
         }
+        // It may have come whole with its first bytes, from a provider that keeps the connection open.
+        if relay.is_finished() {
+            self.end(EndCause::Eof, out);
+            return Poll::Ready(());
+        }
         let frame = std::task::ready!(Pin::new(upstream).poll_frame(ctx));
         let cause = match frame {
             Some(Ok(frame)) => {
-                let Ok(data) = frame.into_data() else { return Poll::Ready(()) };
-                let progress = relay.feed(&data, out);
-                if !progress.finished {
-                    return Poll::Ready(());
+                if let Ok(data) = frame.into_data() {
+                    relay.feed(&data, out);
                 }
-                EndCause::Eof
+                return Poll::Ready(());
             }
             Some(Err(error)) => {
                 EndCause::Failed(upstream::broken(Trouble::Broke, &format!("the connection broke: {error}")))
@@ -324,9 +338,7 @@ impl TurnStream {
             // While the exchange runs it watches its own deadlines.
             let idle_at = matches!(self.state, State::Flowing(..)).then(|| self.active_at + self.idle_timeout);
             if idle_at.is_some_and(|idle_at| now >= idle_at) {
-                let seconds = self.idle_timeout.as_secs();
-                let silent = upstream::broken(Trouble::Silent, &format!("the provider was silent for {seconds} s"));
-                self.end(EndCause::Failed(silent), out);
+                self.end(EndCause::Failed(upstream::silent(self.idle_timeout)), out);
                 return;
             }
             if now >= self.keepalive_at {

@@ -49,6 +49,9 @@ use crate::{body, target, upstream};
 const OPEN_AFTER: Duration = Duration::from_secs(10);
 /// Attempts of one request that may fail for reasons other than a rate limit, the first included.
 const ATTEMPTS_MAX: u32 = 5;
+/// Attempts of one request that may fail because of a rate limit, the first included: more than [`WAITS_MAX`] leaves
+/// time for where a provider asks for real waits, and the bound where it asks for none.
+const LIMITED_ATTEMPTS_MAX: u32 = 20;
 /// Pause before the second attempt; doubled before each further one, up to [`RETRY_PAUSE_MAX`].
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Longest pause chosen by us.
@@ -699,7 +702,7 @@ impl Budget {
         let count = if failure.class == FailureClass::RateLimit { &mut self.limited } else { &mut self.failed };
         *count += 1;
         let is_limited = failure.class == FailureClass::RateLimit;
-        if !is_limited && self.failed >= ATTEMPTS_MAX {
+        if self.failed >= ATTEMPTS_MAX || self.limited >= LIMITED_ATTEMPTS_MAX {
             return None;
         }
         let first = if is_limited { RETRY_PAUSE * 5 } else { RETRY_PAUSE };
@@ -712,7 +715,9 @@ impl Budget {
         if self.is_spent {
             return None;
         }
-        let pause = failure.retry_after.unwrap_or_else(|| backoff.mul_f64(0.8 + 0.4 * jitter));
+        let backoff = backoff.mul_f64(0.8 + 0.4 * jitter);
+        // A provider may ask for more, not for less: one that always says "now" would be asked without an end.
+        let pause = failure.retry_after.map_or(backoff, |asked| asked.max(backoff));
         if pause > RETRY_AFTER_MAX || self.waited + pause > WAITS_MAX {
             return None;
         }
@@ -744,14 +749,24 @@ fn note(desk: &Desk, failure: &Failure) {
 }
 
 /// Asks the provider once and reads until something can be shown, or the answer has failed.
+///
+/// The answer has to begin in the plan's time. After its first bytes only silence counts, for as long as in a stream that
+/// is shown: a call is held until it is whole and thinking may be hidden, and either may take minutes.
 async fn attempt(worker: &Worker, desk: &Desk, plan: &Plan<'_, '_>, key: Option<&Secret>) -> Result<Begun, Failure> {
     let (deadline, late) = plan.deadline(worker);
     let mut body = answered(worker, desk, plan, key, deadline).await.map_err(|_| late())??;
     desk.lock().start_attempt(plan);
+    let idle_timeout = Duration::from_secs(worker.endpoint.limits.idle_timeout_s);
+    let mut has_begun = false;
     loop {
-        let frame = tokio::time::timeout_at(deadline, body.frame()).await.map_err(|_| late())?;
+        let frame = if has_begun {
+            tokio::time::timeout(idle_timeout, body.frame()).await.map_err(|_| upstream::silent(idle_timeout))?
+        } else {
+            tokio::time::timeout_at(deadline, body.frame()).await.map_err(|_| late())?
+        };
         let relay = match frame {
             Some(Ok(frame)) => {
+                has_begun = true;
                 let Ok(data) = frame.into_data() else { continue };
                 match desk.lock().feed(&data) {
                     Some(begun) => begun?,
@@ -800,15 +815,17 @@ async fn whole(worker: &Worker, desk: &Desk, begun: Begun) -> Response<Body> {
     let mut stream = std::mem::take(&mut desk.lock().ready);
     desk.lock().account.first_event();
     let summary = loop {
+        if relay.is_finished() {
+            break relay.end(EndCause::Eof, &mut stream);
+        }
         let frame = tokio::time::timeout(idle_timeout, upstream.frame()).await;
         let cause = match frame {
             Ok(Some(Ok(frame))) => {
                 let Ok(data) = frame.into_data() else { continue };
                 if stream.len() > WHOLE_ANSWER_BYTES_MAX {
                     EndCause::Failed(Failure::new(FailureClass::Malformed, "the answer is too large"))
-                } else if relay.feed(&data, &mut stream).finished {
-                    EndCause::Eof
                 } else {
+                    relay.feed(&data, &mut stream);
                     continue;
                 }
             }
@@ -816,7 +833,7 @@ async fn whole(worker: &Worker, desk: &Desk, begun: Begun) -> Response<Body> {
                 EndCause::Failed(upstream::broken(Trouble::Broke, &format!("the connection broke: {error}")))
             }
             Ok(None) => EndCause::Eof,
-            Err(_) => EndCause::Failed(upstream::broken(Trouble::Silent, "the provider fell silent")),
+            Err(_) => EndCause::Failed(upstream::silent(idle_timeout)),
         };
         break relay.end(cause, &mut stream);
     };
@@ -906,6 +923,11 @@ mod tests {
         assert_eq!(pauses([failure(FailureClass::RateLimit, Some(61))]), [None], "a longer wait is told to Codex");
         let minutes = std::iter::repeat_with(|| failure(FailureClass::RateLimit, Some(60))).take(6);
         assert_eq!(pauses(minutes).iter().flatten().count(), 5, "all waits together are bounded");
+        let now = std::iter::repeat_with(|| failure(FailureClass::RateLimit, Some(0))).take(100);
+        let pauses = pauses(now);
+        assert_eq!(pauses[..5], [Some(1_000), Some(2_000), Some(4_000), Some(8_000), Some(15_000)]);
+        let n_attempts = pauses.iter().flatten().count() + 1;
+        assert_eq!(n_attempts, LIMITED_ATTEMPTS_MAX as usize, "who always says \"now\" is not asked for ever");
     }
 
     #[test]

@@ -293,6 +293,11 @@ pub(crate) fn broken(trouble: Trouble, message: &str) -> Failure {
     Failure::of_connection(trouble, redact::redact(message).into_owned())
 }
 
+/// An answer that had begun, of which nothing came any more for the whole idle time.
+pub(crate) fn silent(idle_timeout: Duration) -> Failure {
+    broken(Trouble::Silent, &format!("the provider was silent for {} s", idle_timeout.as_secs()))
+}
+
 /// The roots that Mozilla trusts and those that this machine trusts: company proxies bring their own.
 fn tls_config() -> Result<rustls::ClientConfig, Failure> {
     let mut roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
