@@ -133,12 +133,13 @@ fn a_kill_between_two_requests_is_not_noticed_at_all() {
     let provider = FakeProvider::start(
         Script::new()
             .key(PROVIDER_KEY)
-            .turn(When::user("Wait."), [Step::shell("until [ -e go ]; do sleep 0.02; done; echo went")])
+            .turn(When::user("Wait."), [Step::shell("touch begun; until [ -e go ]; do sleep 0.02; done; echo went")])
             .turn(When::tool("went"), [Step::text("It went.")]),
     );
     let home = SandboxHome::with_provider(&provider);
     let codex = home.start_exec(&["Wait."]);
-    until("the end of the first answer", DEADLINE, || provider.requests().first()?.end);
+    // The provider's end of the answer comes before Codex's.
+    until("the end of the first answer", DEADLINE, || home.path("work/begun").exists().then_some(()));
     kill_worker(&home);
     home.write("work/go", "");
     let run = Run::finish(codex);
