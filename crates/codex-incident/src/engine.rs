@@ -24,6 +24,8 @@ mod attempt;
 mod diagnosis;
 mod words;
 
+pub use words::rule_of;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use codex_control::EndpointId;

@@ -39,7 +39,7 @@ mod replay;
 mod trend;
 
 pub use directive::{Act, Diagnose, Directive, Notice};
-pub use engine::{Engine, Renumbered, Saved};
+pub use engine::{Engine, Renumbered, Saved, rule_of};
 pub use guards::{
     AI_CALLS_PER_DAY_MAX, AI_INTERVAL_MS, AiRefusal, AiSpending, Guards, LADDER_MS, RESTARTS_MAX, RESTARTS_WINDOW_MS,
 };

@@ -39,6 +39,11 @@ impl Stopped {
         self.ids.contains(id)
     }
 
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &EndpointId> {
+        self.ids.iter()
+    }
+
     /// Remembers that `id` is stopped, or that it is not.
     ///
     /// # Errors

@@ -176,6 +176,10 @@ impl Supervisor {
             farewell: Farewell::End,
         };
         supervisor.tell_settings();
+        let stopped: Vec<EndpointId> = supervisor.services.stopped.iter().cloned().collect();
+        for id in &stopped {
+            supervisor.person_wants(id, false); // nothing that is seen of it is news
+        }
         for planned in &supervisor.plan {
             let id = planned.settings.id.clone();
             supervisor.endpoints.insert(id.clone(), Managed::new(id, planned.clone(), &supervisor.services));

@@ -63,6 +63,11 @@ pub(super) fn because(rule: &Rule) -> String {
     }
 }
 
+/// The rule that [`because`] names; `None` if it is none.
+pub fn rule_of(because: &str) -> Option<&str> {
+    because.strip_prefix("rule `")?.split_once('`').map(|(id, _)| id)
+}
+
 /// What has shown that an action helped.
 pub(super) fn proof(by: Observation) -> String {
     format!("it helped: {by} was seen")

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use codex_control::EndpointId;
 use codex_control::incident::{ActionId, Attempt, Fault, Incident, IncidentId, Tier};
 use codex_control::rpc::{ActionLine, IncidentCounts, IncidentListParams, RuleCount};
+use codex_incident::rule_of;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 
@@ -176,8 +177,9 @@ pub(crate) fn counts(connection: &Connection, since_ms: u64) -> Result<IncidentC
     let mut rules: BTreeMap<String, RuleCount> = BTreeMap::new();
     let mut rows = statement.query(params![number(since_ms), Tier::Rule.name()])?;
     while let Some(row) = rows.next()? {
-        let (rule, state, n): (String, String, u32) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let count = rules.entry(rule).or_default();
+        let (because, state, n): (String, String, u32) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let Some(rule) = rule_of(&because) else { continue };
+        let count = rules.entry(rule.to_owned()).or_default();
         count.acted += n;
         match state.as_str() {
             "helped" => count.helped += n,

@@ -3,6 +3,7 @@
 //! [`Supervisor::mend`] follows every event: signals that were seen go in, directives come out. Each action here is
 //! small and immediate; whether it helped is seen by the engine from the signals that follow.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use codex_control::EndpointId;
@@ -63,7 +64,8 @@ fn is_local(base_url: &str) -> bool {
     let host = base_url.split_once("://").map_or(base_url, |(_, rest)| rest);
     let host = host.split('/').next().unwrap_or_default();
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    matches!(name, "localhost" | "[::1]") || name.starts_with("127.")
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// How far an action has come.
@@ -596,6 +598,7 @@ mod tests {
             ("https://localhost.example.com/v1", false),
             ("https://api.z.ai/api", false),
             ("https://1270.0.0.1/", false),
+            ("https://127.example.com/v1", false),
         ] {
             assert_eq!(is_local(url), expected, "{url}");
         }

@@ -70,7 +70,7 @@ fn a_killed_worker_is_an_incident_that_ends_well_and_is_kept() {
     assert_eq!(kept, seen);
     let counts = supervisor.call("incident.counts", json!({}));
     assert_eq!(counts["faults"]["A1"], 1);
-    assert_eq!(counts["rules"].as_object().unwrap().values().next().unwrap()["helped"], 1);
+    assert_eq!(counts["rules"]["proxy_health_fail"]["helped"], 1, "{counts}");
     let (code, message, _) = supervisor.refusal("incident.show", json!({ "id": 99 }));
     assert_eq!((code, message.as_str()), (1, "there is no incident 99"));
     supervisor.stop();
@@ -184,6 +184,21 @@ fn what_the_database_refuses_is_written_again() {
     let kept: Value = serde_json::from_str(&kept.1).unwrap();
     assert_eq!(kept["state"], "alerted", "before anything else happens to it");
     assert_eq!(database(&supervisor)["rows_dropped_total"], 0);
+    supervisor.stop();
+}
+
+#[test]
+fn a_stop_silences_an_endpoint_for_the_next_supervisor_too() {
+    let home = Home::new(&(endpoint("a", "") + &endpoint("b", "")));
+    let supervisor = home.start();
+    supervisor.call("endpoint.stop", json!({ "id": "a" }));
+    supervisor.kill();
+    let supervisor = home.start();
+    report(&supervisor, "worker-stuck", "a", 1);
+    report(&supervisor, "worker-stuck", "b", 1);
+    let of_b = incident(&supervisor, "the one that nobody has stopped", |_| true);
+    assert_eq!(of_b["endpoint"], "b", "{of_b:#}");
+    assert_eq!(supervisor.call("incident.list", json!({ "endpoint": "a" })), json!([]));
     supervisor.stop();
 }
 
