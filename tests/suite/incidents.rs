@@ -2,10 +2,13 @@
 //! is used; an AI that fails or misbehaves costs nothing but an alert; no secret gets anywhere.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use codex_control::environment;
 use codex_control::incident::{Action, AttemptState, Fault, Incident, IncidentState, Tier};
 use codex_control::rpc::{EndpointState, MonitorStatus};
 use e2e::home::{DEADLINE, PROVIDER_KEY, SandboxHome, endpoint_of};
@@ -280,6 +283,9 @@ fn canaries() -> Vec<String> {
     ]
 }
 
+/// Secrets without any shape: the key and a header's value. The worker knows them because it uses them.
+const SHAPELESS: [&str; 2] = ["canaryOfPlainWordsWithoutAShape", "canaryTwoIsPlainWordsLikewise"];
+
 /// The part of a canary that must not be seen anywhere.
 fn heart(canary: &str) -> String {
     let core = canary.find("anary").map_or(canary, |at| &canary[at..]);
@@ -293,17 +299,21 @@ fn secrets_of_twenty_shapes_get_nowhere() {
     let all = canaries.join(" ; ");
     let advisor = expert([Step::text(r#"{"action": "ignore", "reason": "it passes", "confidence": 0.9}"#)]);
     // A provider that throws everything it was given back, in an error.
-    let body = json!({ "error": { "message": format!("refused: {all}"), "type": "invalid_request_error" } });
+    let [plain_key, plain_header] = SHAPELESS;
+    let message = format!("refused: {plain_key} with '{plain_header}'; {all}");
+    let body = json!({ "error": { "message": message, "type": "invalid_request_error" } });
     let leaky = FakeProvider::start(Script::new().always(When::any(), [Step::status(400, &body)]));
     let home = SandboxHome::new();
     home.write_settings(&format!(
-        "[monitor]\nai_endpoint = \"expert\"\n\n{}\n{}headers = {{ x-api-key = \"{}\" }}\n",
+        "[monitor]\nai_endpoint = \"expert\"\n\n{}\n{}headers = {{ x-api-key = \"{plain_header}\" }}\n",
         endpoint_of("expert", &advisor),
         endpoint_of("leaky", &leaky),
-        canaries[1]
     ));
     home.store_key("expert", PROVIDER_KEY);
-    home.store_key("leaky", &canaries[0]);
+    home.store_key("leaky", plain_key);
+    let codex = home.path("work/codex");
+    home.write("work/codex", &format!("#!/bin/sh\ncat >/dev/null\necho 'ERROR: Reconnecting... 1/5 {all}' >&2\n"));
+    fs::set_permissions(&codex, fs::Permissions::from_mode(0o700)).expect("the file is ours");
     home.start();
     home.wait_state("leaky", EndpointState::Running);
     home.wait_state("expert", EndpointState::Running);
@@ -311,7 +321,13 @@ fn secrets_of_twenty_shapes_get_nowhere() {
 
     // In a prompt, in an error, and in what another program reports.
     let question = json!({ "model": "scripted", "input": format!("keep {all}"), "stream": true }).to_string();
-    home.post_responses("leaky", question.as_bytes());
+    let answer = home.post_responses("leaky", question.as_bytes()).text();
+    assert!(answer.contains("refused: [redacted] with '[redacted]'"), "{answer}");
+    let mut launch = home.launch_command("leaky", &["exec", "x"]);
+    launch.env(environment::CODEX, codex);
+    // What the person is shown is as Codex wrote it, and not among the files below.
+    let shown = launch.stdin(Stdio::null()).output().expect("it starts");
+    assert!(String::from_utf8_lossy(&shown.stderr).contains(&canaries[0]), "{shown:?}");
     for canary in &canaries {
         let signal =
             json!({ "what": "upstream-nonsense", "endpoint": "leaky", "detail": format!("it said {canary} !") });
@@ -359,8 +375,10 @@ fn secrets_of_twenty_shapes_get_nowhere() {
         .flat_map(|(name, text)| {
             canaries
                 .iter()
-                .filter(|canary| text.contains(&heart(canary)))
-                .map(move |canary| format!("{canary} in {name}"))
+                .map(|canary| heart(canary))
+                .chain(SHAPELESS.map(str::to_owned))
+                .filter(|heart| text.contains(heart))
+                .map(move |heart| format!("{heart} in {name}"))
         })
         .collect();
     assert!(found.is_empty(), "{found:#?}");

@@ -3,9 +3,12 @@
 //! Our own secrets are kept out by type ([`crate::Secret`]); this is the second net, at the edges.
 
 use std::borrow::Cow;
-use std::sync::LazyLock;
+use std::collections::VecDeque;
+use std::sync::{LazyLock, PoisonError, RwLock};
 
 use regex_lite::Regex;
+
+use crate::Secret;
 
 /// What takes the place of a secret.
 pub const REDACTED: &str = "[redacted]";
@@ -18,8 +21,11 @@ const SHAPES: &str = concat!(
     r"|\bya29\.[A-Za-z0-9_\-.]{10,}|\b1//[A-Za-z0-9_\-]{20,}", // Google OAuth access and refresh tokens
     r"|\beyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{4,}(?:\.[A-Za-z0-9_\-]*)?", // JSON web tokens
     r"|\bAKIA[A-Z0-9]{12,}",                                   // AWS
-    r"|\b[a-f0-9]{32}\.[A-Za-z0-9]{8,}",                       // Z.AI
-    r"|\b[A-Fa-f0-9]{40,}\b",                                  // long hexadecimal, our own tokens included
+    r"|\bxox[a-z]-[A-Za-z0-9\-]{10,}|\bglpat-[A-Za-z0-9_\-]{12,}|\bGOCSPX-[A-Za-z0-9_\-]{12,}", // Slack, GitLab, Google OAuth clients
+    r"|\b[sr]k_(?:live|test)_[A-Za-z0-9]{8,}",                                                  // Stripe
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[A-Za-z0-9+/=\s\\]*(?:-----END [A-Z ]*PRIVATE KEY-----)?", // PEM
+    r"|\b[a-f0-9]{32}\.[A-Za-z0-9]{8,}",                                                        // Z.AI
+    r"|\b[A-Fa-f0-9]{40,}\b", // long hexadecimal, our own tokens included
     r")",
 );
 
@@ -28,6 +34,9 @@ const NAMED: &str = concat!(
     r#"(?i)((?:api[_-]?key|x-api-key|x-goog-api-key|authorization|proxy-authorization|access[_-]?token|refresh[_-]?token|id[_-]?token|client[_-]?secret|secret|password|passwd|set-cookie|cookie|session[_-]?token)["']?\s*[:=]\s*["']?)"#,
     r#"((?:bearer\s+|basic\s+)?[^\s"',;&}]{4,})"#,
 );
+
+/// A key in the query of a URL.
+const QUERY: &str = r"(?i)([?&](?:key|token|sig|signature)=)[^\s&\x22'#]{4,}";
 
 /// `Bearer …` on its own.
 const BEARER: &str = r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/\-]{8,}=*";
@@ -38,16 +47,73 @@ const USERINFO: &str = r"(://)[^/\s:@]+:[^/\s@]+@";
 static SHAPES_RE: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(SHAPES).expect("a constant pattern, compiled by a test"));
 static NAMED_RE: LazyLock<Regex> = LazyLock::new(|| Regex::new(NAMED).expect("a constant pattern, compiled by a test"));
+static QUERY_RE: LazyLock<Regex> = LazyLock::new(|| Regex::new(QUERY).expect("a constant pattern, compiled by a test"));
 static BEARER_RE: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(BEARER).expect("a constant pattern, compiled by a test"));
 static USERINFO_RE: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(USERINFO).expect("a constant pattern, compiled by a test"));
 
-/// Replaces everything in `text` that looks like a secret by [`REDACTED`].
+/// Secrets of this process that [`redact`] knows by their value; of more, the oldest is forgotten.
+const KNOWN_MAX: usize = 32;
+/// What is shorter may stand in any text, and is no secret that lasts. The beginning of a known one goes from here on.
+const KNOWN_BYTES_MIN: usize = 8;
+
+static KNOWN: RwLock<VecDeque<Secret>> = RwLock::new(VecDeque::new());
+
+/// From now on [`redact`] removes `secret` in this process, whatever its shape.
+pub fn never_show(secret: &Secret) {
+    if secret.expose().len() < KNOWN_BYTES_MIN {
+        return;
+    }
+    let is_known = |known: &VecDeque<Secret>| known.contains(secret);
+    if is_known(&KNOWN.read().unwrap_or_else(PoisonError::into_inner)) {
+        return;
+    }
+    let mut known = KNOWN.write().unwrap_or_else(PoisonError::into_inner);
+    if known.len() == KNOWN_MAX {
+        known.pop_front();
+    }
+    known.push_back(secret.clone());
+}
+
+/// Whether a header's name or its value's shape says that the value is a secret.
+pub fn is_secret_header(name: &str, value: &str) -> bool {
+    /// Parts of the names of such headers.
+    const NAMES: [&str; 6] = ["auth", "cookie", "key", "secret", "session", "token"];
+    let name = name.to_ascii_lowercase();
+    NAMES.iter().any(|part| name.contains(part)) || redact(value) != value
+}
+
+/// Removes `secret`, and its beginning where the text was cut.
+fn without<'a>(text: Cow<'a, str>, secret: &str) -> Cow<'a, str> {
+    let beginning = secret.get(..KNOWN_BYTES_MIN).unwrap_or(secret);
+    if !text.contains(beginning) {
+        return text;
+    }
+    let mut rest = text.as_ref();
+    let mut out = String::with_capacity(rest.len());
+    while let Some(at) = rest.find(beginning) {
+        let same = rest[at..].bytes().zip(secret.bytes()).take_while(|(one, other)| one == other).count();
+        // Equal bytes of two texts can end within a character.
+        let end = (at + same..=rest.len()).find(|end| rest.is_char_boundary(*end)).unwrap_or(rest.len());
+        out.push_str(&rest[..at]);
+        out.push_str(REDACTED);
+        rest = &rest[end..];
+    }
+    out.push_str(rest);
+    Cow::Owned(out)
+}
+
+/// Replaces everything in `text` that looks like a secret, or that this process knows to be one ([`never_show`]), by
+/// [`REDACTED`].
 pub fn redact(text: &str) -> Cow<'_, str> {
     let mut text = Cow::Borrowed(text);
+    for secret in KNOWN.read().unwrap_or_else(PoisonError::into_inner).iter() {
+        text = without(text, secret.expose());
+    }
     for (pattern, replacement) in [
         (&NAMED_RE, "${1}[redacted]"),
+        (&QUERY_RE, "${1}[redacted]"),
         (&BEARER_RE, "${1} [redacted]"),
         (&USERINFO_RE, "${1}[redacted]@"),
         (&SHAPES_RE, REDACTED),
@@ -78,6 +144,11 @@ mod tests {
             "0123456789abcdef0123456789abcdef.AbCdEfGhIj",
             "0123456789abcdef0123456789abcdef01234567",
             "ghp_abcdefghijklmnopqrstuv",
+            "xoxb-123456789012-abcdefghij",
+            "glpat-abcdefghijklmnopqrst",
+            "GOCSPX-abcdefghijklmnopqrst",
+            "sk_live_abcdefghijklmnop",
+            "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA\n-----END RSA PRIVATE KEY-----",
         ] {
             let text = format!("before {secret} after");
             assert_eq!(redact(&text), "before [redacted] after", "{secret}");
@@ -93,9 +164,33 @@ mod tests {
             ("sent Bearer abcdefghijkl to", "sent Bearer [redacted] to"),
             ("Cookie: session=abcd; other", "Cookie: [redacted]; other"),
             ("https://user:pass@host/x", "https://[redacted]@host/x"),
+            ("GET https://host/x?alt=sse&key=hunter2hunter2&a=b", "GET https://host/x?alt=sse&key=[redacted]&a=b"),
         ] {
             assert_eq!(redact(text), expected);
         }
+    }
+
+    #[test]
+    fn what_is_known_goes_whatever_its_shape() {
+        let secret = "PlainWordsOfThirtyTwoLettersLong";
+        let text = format!("no `{secret}`, nor {secret}; cut: {}", &secret[..9]);
+        assert_eq!(redact(&text), text);
+        never_show(&Secret::new(secret.to_owned()));
+        never_show(&Secret::new("short".to_owned()));
+        assert_eq!(redact(&text), "no `[redacted]`, nor [redacted]; cut: [redacted]");
+        assert_eq!(redact("PlainWords are not short"), "[redacted] are not short", "a beginning of eight bytes goes");
+        assert_eq!(redact("PlainWo"), "PlainWo");
+        for n in 0..KNOWN_MAX {
+            never_show(&Secret::new(format!("another-one-{n:04}")));
+        }
+        assert_eq!(redact(&text), text, "the oldest is forgotten");
+    }
+
+    #[test]
+    fn headers_with_secrets_are_told_from_others() {
+        assert!(is_secret_header("X-Api-Key", "plain"));
+        assert!(is_secret_header("x-plain", "Bearer abcdefghijkl"));
+        assert!(!is_secret_header("http-referer", "https://example.com"));
     }
 
     #[test]

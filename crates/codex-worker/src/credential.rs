@@ -11,7 +11,7 @@ use codex_control::credentials::{self, CREDENTIAL_BYTES_MAX, CredentialError};
 use codex_control::endpoint::{CredentialSource, Endpoint};
 use codex_control::ipc::Problem;
 use codex_control::token::SEAL_KEY_BYTES;
-use codex_control::{EndpointId, Secret, report};
+use codex_control::{EndpointId, Secret, redact, report};
 use codex_translate::sealed;
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
@@ -163,6 +163,7 @@ impl Credential {
             return Ok(Some(key.clone()));
         }
         let key = self.read().await?;
+        redact::never_show(&key);
         let account = match &self.source {
             CredentialSource::Command(command) => sealed::account(&self.seal_key, command.join("\0").as_bytes()),
             _ => sealed::account(&self.seal_key, key.expose().as_bytes()),

@@ -50,6 +50,9 @@ impl Upstream {
             // The translator's own calls carry it; the model list wants it, too.
             (HeaderName::from_static("anthropic-version"), HeaderValue::from_static("2023-06-01"))
         });
+        for (_, value) in endpoint.headers.iter().filter(|(name, value)| redact::is_secret_header(name, value)) {
+            redact::never_show(&Secret::new(value.clone()));
+        }
         let headers = endpoint
             .headers
             .iter()

@@ -32,8 +32,6 @@ pub(crate) const SETTINGS: &str = "supervisor.toml";
 pub(crate) fn tables() -> impl Iterator<Item = &'static str> {
     ["providers", "models"].into_iter().chain(incident::TABLES.iter().copied())
 }
-/// Parts of a header's name that say that its value is a secret.
-const SECRET_NAMES: [&str; 5] = ["auth", "cookie", "key", "secret", "token"];
 
 /// See the [module](self).
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -115,12 +113,8 @@ pub(crate) fn without_secret_headers(text: &str) -> Result<(String, Vec<String>)
     let mut text = text.to_owned();
     let mut taken_out = Vec::new();
     for endpoint in &settings.endpoint {
-        let is_secret = |name: &str, value: &str| {
-            let name = name.to_ascii_lowercase();
-            SECRET_NAMES.iter().any(|part| name.contains(part)) || redact::redact(value) != value
-        };
         let kept: BTreeMap<&String, &String> =
-            endpoint.headers.iter().filter(|(name, value)| !is_secret(name, value)).collect();
+            endpoint.headers.iter().filter(|(name, value)| !redact::is_secret_header(name, value)).collect();
         if kept.len() == endpoint.headers.len() {
             continue;
         }

@@ -1,4 +1,4 @@
-//! What Codex writes to stderr: to the person as it comes, and a copy to a file of bounded size.
+//! What Codex writes to stderr: to the person as it comes, and a copy without secrets to a file of bounded size.
 //!
 //! Codex gets a terminal where ours is one (its colours depend on that), else a pipe. A thread passes on what arrives,
 //! so that a reader of ours that does not read (`2>&1 | less`) stops Codex's writing, as it would without us, and not
@@ -14,6 +14,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use codex_control::files::PRIVATE_FILE_MODE;
+use codex_control::redact::redact;
 use codex_control::session::STDERR_LOG;
 use rustix::pipe::PipeFlags;
 use rustix::pty::OpenptFlags;
@@ -21,7 +22,7 @@ use rustix::termios::{self, OptionalActions};
 
 /// The copy is begun anew at this size; the one before is kept beside it.
 const LOG_BYTES_MAX: u64 = 1024 * 1024;
-/// Bytes passed on at once.
+/// Bytes passed on at once; a line that is longer is copied in pieces.
 const CHUNK_BYTES: usize = 16 * 1024;
 /// Time for the last bytes after Codex and what it left are gone. Only a spared process can still hold the other end.
 const FINISH_WITHIN: Duration = Duration::from_secs(1);
@@ -36,10 +37,12 @@ impl Tee {
     pub(super) fn open(folder: Option<&Path>) -> io::Result<(Self, Stdio)> {
         let (source, end) = if io::stderr().is_terminal() { terminal().or_else(|_| pipe())? } else { pipe()? };
         let (done, finished) = mpsc::channel::<()>();
-        let mut log = folder.map(|folder| Log { path: folder.join(STDERR_LOG), file: None, size: 0 });
+        let mut log = folder.map(|folder| Log::new(folder.join(STDERR_LOG)));
         // Ends when nobody holds the other end any more, or with this process.
         std::thread::spawn(move || {
             pass_on(File::from(source), log.as_mut());
+            // The last line need not have an end; a copy that cannot be written is given up.
+            let _ = log.as_mut().map(Log::flush);
             drop(done);
         });
         Ok((Self { finished }, Stdio::from(end)))
@@ -94,10 +97,30 @@ struct Log {
     path: PathBuf,
     file: Option<File>,
     size: u64,
+    /// The line that is not whole yet: only a whole one shows where a secret ends.
+    line: Vec<u8>,
 }
 
 impl Log {
+    fn new(path: PathBuf) -> Self {
+        Self { path, file: None, size: 0, line: Vec::new() }
+    }
+
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.line.extend_from_slice(piece);
+            if piece.ends_with(b"\n") || self.line.len() >= CHUNK_BYTES {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let line = std::mem::take(&mut self.line);
+        if line.is_empty() {
+            return Ok(());
+        }
         if self.size > LOG_BYTES_MAX {
             std::fs::rename(&self.path, self.path.with_extension("old.log"))?;
             self.file = None;
@@ -109,7 +132,28 @@ impl Log {
             self.size = 0;
             self.file.insert(options.append(true).create(true).mode(PRIVATE_FILE_MODE).open(&self.path)?)
         };
-        self.size += bytes.len() as u64;
-        file.write_all(bytes)
+        let text = String::from_utf8_lossy(&line);
+        let text = redact(&text);
+        self.size += text.len() as u64;
+        file.write_all(text.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_copy_holds_no_secret_and_loses_no_line() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join(STDERR_LOG);
+        let mut log = Log::new(path.clone());
+        for piece in ["one sk-proj-abcdef", "ghijklmnop\ntwo \u{1b}[0m\nthr", "ee"] {
+            log.append(piece.as_bytes()).expect("it is written");
+        }
+        log.flush().expect("it is written");
+        assert_eq!(std::fs::read_to_string(&path).expect("there is a copy"), "one [redacted]\ntwo \u{1b}[0m\nthree");
+        log.append(&vec![b'x'; 3 * CHUNK_BYTES]).expect("it is written");
+        assert!(log.line.len() < CHUNK_BYTES, "a line without an end is not kept in memory");
     }
 }
