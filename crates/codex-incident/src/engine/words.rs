@@ -63,7 +63,7 @@ pub(super) fn because(rule: &Rule) -> String {
     }
 }
 
-/// The rule that [`because`] names; `None` if it is none.
+/// The rule that the words of an attempt name, as in "rule `x`: …"; `None` if it is none.
 pub fn rule_of(because: &str) -> Option<&str> {
     because.strip_prefix("rule `")?.split_once('`').map(|(id, _)| id)
 }
