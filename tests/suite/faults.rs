@@ -384,12 +384,14 @@ fn rows(taken_port: u16) -> Rows {
     let nameless = format!("http://{}.invalid/v1", "x".repeat(70));
     rows.misdirected(F::A7, "name that is none", A::RetryWithBackoff, nameless);
 
-    let limited = Step::Status(Status {
-        code: 429,
-        headers: BTreeMap::from([("retry-after".to_owned(), "1".to_owned())]),
-        body: r#"{"error":{"message":"slow down"}}"#.to_owned(),
-    });
-    rows.provider(F::B1, "429, Retry-After 1", A::WaitRetryAfter, times(1, &limited));
+    let limited = |retry_after_s: u32| {
+        Step::Status(Status {
+            code: 429,
+            headers: BTreeMap::from([("retry-after".to_owned(), retry_after_s.to_string())]),
+            body: r#"{"error":{"message":"slow down"}}"#.to_owned(),
+        })
+    };
+    rows.provider(F::B1, "429, Retry-After 1", A::WaitRetryAfter, times(1, &limited(1)));
     rows.provider(F::B2, "500 once", A::RetryWithBackoff, times(1, &status(500, "{}")));
     rows.provider(F::B3, "401", A::AlertUserBadKey, times(1, &status(401, r#"{"error":"invalid_api_key"}"#)));
     let upgrade = status(403, r#"{"error":"upgrade_required"}"#);
@@ -466,8 +468,19 @@ fn rows(taken_port: u16) -> Rows {
         world.home.ctl(&["restart", id]).ok();
     };
     let renewed = |world: &World, id: &str| world.sign_in(id, 4_000_000_000);
-    rows.push(F::E4, "token has expired", A::AlertUserReauth, signed_in, expired, renewed);
-    rows.of_worker(F::E5, Signal::new(O::RoutesCooling).value(3), 1, A::AlertUserNoProvider, O::RouteFree);
+    rows.push(F::E4, "token has expired", A::RefreshToken, signed_in, expired, renewed);
+    // There is no other key yet: the person is told.
+    rows.is_right_as(Right::Alert);
+    let cooling = limited(12);
+    let (first, backup) = (provider(times(1, &cooling)), provider(times(1, &cooling)));
+    let endpoint = endpoint_of(&Rows::id(F::E5), &first) + "backup = \"e5-backup\"\n";
+    let endpoint = format!("{endpoint}\n{}", endpoint_of("e5-backup", &backup));
+    rows.providers.extend([first, backup]);
+    let both = |world: &World, id: &str| {
+        world.ask(id, 1);
+        world.ask("e5-backup", 1);
+    };
+    rows.push(F::E5, "429 here and at its backup", A::AlertUserNoProvider, endpoint, both, nothing);
     rows
 }
 
@@ -499,8 +512,11 @@ fn is_decided(row: &Row, incident: &Incident, notices: &[(u64, Value)]) -> bool 
     let told = |action: Action| notices.contains(&(incident.id.0, json!(action)));
     match row.right {
         Right::Helped => state(|state| matches!(state, AttemptState::Watched { .. } | AttemptState::Helped)),
-        // After an action that failed, nothing more is advised than to look.
-        Right::Alert => told(row.action) || (told(Action::AlertUser) && state(|state| state == AttemptState::Failed)),
+        // An action that failed, and then the person was told.
+        Right::Alert => {
+            let is_told = notices.iter().any(|(id, _)| *id == incident.id.0);
+            told(row.action) || (is_told && state(|state| state == AttemptState::Failed))
+        }
         Right::Ignored => incident.state == IncidentState::Ignored,
         Right::Passed => state(|state| state == AttemptState::Superseded),
     }
@@ -563,7 +579,9 @@ fn each_of_the_38_faults_is_seen_and_answered_rightly() {
         settings.push('\n');
         home.store_key(&Rows::id(row.fault), PROVIDER_KEY);
     }
-    home.store_key("b9-backup", PROVIDER_KEY);
+    for backup in ["b9-backup", "e5-backup"] {
+        home.store_key(backup, PROVIDER_KEY);
+    }
     leave_a_registry_behind(&home, &Rows::id(Fault::E2));
     home.write_settings(&settings);
     let stood_in: Vec<String> = rows

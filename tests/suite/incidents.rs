@@ -231,10 +231,6 @@ fn an_expired_sign_in_is_asked_for_anew_and_then_the_person() {
         )
     };
     home.write_settings(&ids.map(section).concat());
-    home.write(
-        "config/codex-supervisor/rules.toml",
-        "[[rule]]\nid = 'oauth_expired'\nfault = 'E4'\ndo = ['refresh_token']\n",
-    );
     for id in ids {
         home.write(&key(id), &web_token(PAST_S));
     }

@@ -281,7 +281,7 @@ named! {
         SignInExpired = "sign-in-expired",
         /// Good: it is valid.
         SignInGood = "sign-in-good",
-        /// All routes of a pool are cooling down; `value`: how many.
+        /// All routes of an endpoint are cooling down; `value`: how many.
         RoutesCooling = "routes-cooling",
         /// Good: at least one is free; `value`: how many.
         RouteFree = "route-free",

@@ -22,6 +22,7 @@
 mod about;
 mod attempt;
 mod diagnosis;
+mod routes;
 mod words;
 
 pub use words::rule_of;
@@ -458,6 +459,7 @@ impl Engine {
         let now = self.now;
         let signal = about::tidied(signal);
         let derived = self.about_mut(signal.endpoint.as_ref()).note(now, &signal);
+        let of_routes = self.note_route(&signal);
         match signal.what {
             Observation::UserStopped => return self.silence(signal.endpoint.as_ref()),
             Observation::UserStarted => return,
@@ -470,6 +472,13 @@ impl Engine {
         }
         if let Some(derived) = derived {
             self.bad(&derived);
+        }
+        for derived in of_routes {
+            if derived.is_good() {
+                self.good(&derived);
+            } else {
+                self.bad(&derived);
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! What the person has set, and what is known about an endpoint.
 
+use codex_control::EndpointId;
 use codex_control::incident::Millis;
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +65,15 @@ pub struct Facts {
     pub port: Option<u16>,
     /// Since when its present worker runs.
     pub started_at_ms: Option<Millis>,
-    /// Whether it has a backup to which it could be routed.
-    pub has_backup: bool,
+    /// The endpoint whose provider it may be routed to.
+    pub backup: Option<EndpointId>,
+    /// The endpoint whose provider it uses at present; `None`: its own.
+    pub route: Option<EndpointId>,
+}
+
+impl Facts {
+    /// Whether it has a backup that it does not use yet.
+    pub fn has_backup(&self) -> bool {
+        self.backup.is_some() && self.route.is_none()
+    }
 }

@@ -481,10 +481,16 @@ impl IncidentTables {
             if rule.actions.is_empty() || rule.actions.len() > ACTIONS_MAX {
                 report(format!("`do` must name 1 to {ACTIONS_MAX} actions"));
             }
-            if rule.actions.len() > 1
-                && rule.actions.iter().any(|action| matches!(action.actor(), Actor::Person | Actor::Nobody))
-            {
-                report("`do`: what tells a person, `ignore` and `diagnose` stand alone".to_owned());
+            if let [first, then] = rule.actions[..] {
+                let actors = (first.actor(), then.actor());
+                if matches!(actors, (Actor::Person | Actor::Nobody, _) | (_, Actor::Nobody)) {
+                    report("`do`: `ignore` and `diagnose` stand alone, and what tells a person stands last".to_owned());
+                } else if matches!(actors, (Actor::Worker, Actor::Person)) {
+                    report(
+                        "`do`: a person is told after what the supervisor does, not after what a worker does"
+                            .to_owned(),
+                    );
+                }
             }
             if rule.at_once && rule.actions != [Action::RestartProxy] {
                 report("`at_once` is for `restart_proxy` alone".to_owned());
@@ -668,6 +674,8 @@ mod tests {
             ("fault = 'B1'\ndo = ['wait_retry_after']\ncount = 0", "`count` must be 1 to 100"),
             ("fault = 'B1'\ndo = []", "`do` must name 1 to 2 actions"),
             ("fault = 'B1'\ndo = ['ignore', 'alert_user']", "stand alone"),
+            ("fault = 'B1'\ndo = ['alert_user', 'refresh_token']", "stands last"),
+            ("fault = 'B1'\ndo = ['wait_retry_after', 'alert_user']", "after what the supervisor does"),
             ("fault = 'B1'\ndo = ['switch_provider']\nat_once = true", "`at_once` is for `restart_proxy` alone"),
             ("do = ['ignore']", "it counts nothing"),
             ("fault = 'B1'\non = ['probe-refused']\ndo = ['ignore']", "`probe-refused` is a sign of A1"),

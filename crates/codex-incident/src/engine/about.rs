@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use codex_control::incident::{DETAIL_BYTES_MAX, Millis, Observation, Signal, TAGS_MAX};
 use codex_control::tables::incident::{Rule, is_tag};
 
+use super::routes::Cooling;
 use crate::policy::Facts;
 use crate::trend::{LatencyTrend, MemoryTrend};
 
@@ -25,6 +26,8 @@ pub(super) struct About {
     /// Moments of the signals counted towards each rule, by the rule's number.
     pub(super) counts: BTreeMap<usize, VecDeque<Millis>>,
     pub(super) latency: LatencyTrend,
+    /// Of its own provider, whoever has used it.
+    pub(super) cooling: Cooling,
     memory: MemoryTrend,
     /// The worker's memory grows towards its limit, and there was no other worker since.
     pub(super) memory_rises: bool,

@@ -95,7 +95,7 @@ impl Engine {
             return self.leave_to_person(key, main, "restarts are switched off", Some(hint));
         }
         if decision.actions.contains(&Action::SwitchProvider) {
-            let has_backup = self.about.get(&key.endpoint).is_some_and(|about| about.facts.has_backup);
+            let has_backup = self.about.get(&key.endpoint).is_some_and(|about| about.facts.has_backup());
             if !has_backup {
                 return self.leave_to_person(key, main, "it has no backup", None);
             }
@@ -283,6 +283,7 @@ impl Engine {
         attempt.ended_at_ms = Some(now);
         result.clone_into(&mut attempt.result);
         let (action, tier, because) = (attempt.action, attempt.tier, attempt.because.clone());
+        let advice = attempt.then.filter(|then| then.actor() == Actor::Person);
         words::step(&mut active.incident, now, format!("{action}: {result}"));
         active.tried.push(action);
         self.revision += 1;
@@ -305,6 +306,10 @@ impl Engine {
                 self.wake_rule(key, &because);
             }
             self.close(key, IncidentState::Resolved, "over");
+        } else if let Some(advice) = advice {
+            // What comes then is known: nobody else has to be asked.
+            let level = self.row(key).map_or(Level::Important, |row| row.level);
+            self.alert(key, Alert { level, action: Some(advice), why: None, hint: None, asks: None });
         } else {
             self.escalate(key);
         }

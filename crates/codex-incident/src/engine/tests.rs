@@ -241,7 +241,8 @@ fn upstream_500_three_times_needs_a_backup_and_a_permission() {
         [(false, true, "it has no backup"), (true, false, "switched off"), (true, true, "")]
     {
         let mut bench = Bench::with(Policy { auto_switch_provider, ..Policy::default() });
-        bench.engine.know(&endpoint(), Facts { has_backup, ..Facts::default() });
+        let backup = has_backup.then(|| "backup".parse().expect("a good id"));
+        bench.engine.know(&endpoint(), Facts { backup, ..Facts::default() });
         for _ in 0..3 {
             bench.signal(signal(Observation::UpstreamServerError).value(500));
         }
@@ -254,6 +255,70 @@ fn upstream_500_three_times_needs_a_backup_and_a_permission() {
             assert!(bench.notices()[0].text.contains(expected), "{:?}", bench.notices());
         }
     }
+}
+
+#[test]
+fn an_endpoint_without_a_provider_that_works_is_told_once_and_over_when_one_does() {
+    use Observation as O;
+    let backup: EndpointId = "backup".parse().expect("a good id");
+    let of_backup = |what| Signal::of(what, &backup);
+    for (mine, of_its_backup, is_down) in [
+        (signal(O::UpstreamRateLimited).value(30_000), vec![of_backup(O::UpstreamRateLimited).value(20_000)], true),
+        (signal(O::UpstreamRateLimited).value(30_000), vec![of_backup(O::UpstreamRateLimited).value(2_000)], false),
+        (signal(O::UpstreamUnauthorized).value(401), vec![of_backup(O::UpstreamOverloaded).value(529)], true),
+        (signal(O::UpstreamRateLimited), vec![of_backup(O::UpstreamReset).value(0); 3], true),
+        (signal(O::UpstreamRateLimited), vec![of_backup(O::UpstreamReset).value(0); 2], false),
+        (signal(O::ClientGone), vec![of_backup(O::UpstreamRateLimited)], false),
+    ] {
+        let mut bench = Bench::new();
+        bench.engine.know(&endpoint(), Facts { backup: Some(backup.clone()), ..Facts::default() });
+        bench.signal(mine.clone());
+        for one in of_its_backup {
+            bench.signal(one);
+        }
+        bench.signal(mine.clone());
+        let told = |bench: &Bench| {
+            let told = bench.notices().into_iter().filter(|notice| notice.action == Some(Action::AlertUserNoProvider));
+            told.collect::<Vec<_>>()
+        };
+        assert_eq!(told(&bench).len(), usize::from(is_down), "{mine:?} {:?}", bench.notices());
+        if is_down {
+            assert_eq!(told(&bench)[0].endpoint.as_ref(), Some(&endpoint()), "the backup has no backup");
+            bench.signal(of_backup(O::UpstreamGood));
+            let incidents = bench.engine.incidents().filter(|incident| incident.fault == Some(Fault::E5));
+            let states: Vec<IncidentState> = incidents.map(|incident| incident.state).collect();
+            assert_eq!(states, [IncidentState::Resolved]);
+        }
+    }
+}
+
+#[test]
+fn a_provider_is_the_same_whoever_uses_it() {
+    use Observation as O;
+    let backup: EndpointId = "backup".parse().expect("a good id");
+    let mut bench = Bench::new();
+    // Switched: what it sees is of its backup's provider.
+    let facts = Facts { backup: Some(backup.clone()), route: Some(backup.clone()), ..Facts::default() };
+    bench.engine.know(&endpoint(), facts);
+    bench.signal(signal(O::UpstreamRateLimited));
+    bench.signal(Signal::of(O::UpstreamRateLimited, &backup));
+    let is_down = |bench: &Bench| bench.engine.incidents().any(|incident| incident.fault == Some(Fault::E5));
+    assert!(!is_down(&bench), "its own provider is not known to be out");
+    bench.engine.know(&endpoint(), Facts { backup: Some(backup), ..Facts::default() });
+    bench.signal(signal(O::UpstreamRateLimited));
+    assert!(is_down(&bench));
+}
+
+#[test]
+fn an_action_and_then_the_person() {
+    let mut bench = Bench::new();
+    bench.see(Observation::SignInExpired);
+    bench.pass(CANCEL_WITHIN_MS);
+    assert_eq!((bench.actions(), bench.notices()), (vec![Action::RefreshToken], vec![]));
+    bench.outcome(Outcome::DidNotHelp("the key that is there has expired".to_owned()));
+    let told: Vec<Option<Action>> = bench.notices().iter().map(|notice| notice.action).collect();
+    assert_eq!(told, [Some(Action::AlertUserReauth)]);
+    assert_eq!(bench.questions(), [], "no AI knows the password");
 }
 
 #[test]

@@ -349,7 +349,8 @@ impl Supervisor {
                 model: endpoint.default_model.clone().unwrap_or_default(),
                 port: managed.port(),
                 started_at_ms: managed.started_at_ms(),
-                has_backup: planned.settings.backup.is_some() && planned.route.is_none(),
+                backup: planned.settings.backup.clone(),
+                route: planned.route.clone(),
             };
             self.incidents.engine().know(id, facts);
         }
