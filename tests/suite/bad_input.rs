@@ -240,7 +240,8 @@ fn requests_that_are_refused() {
         let message = answer.json()["error"]["message"].as_str().map_or_else(|| answer.text(), str::to_owned);
         assert!(message.contains(words), "`{words}` is not in `{message}`");
     };
-    let wrong = format!("Bearer {}0", &token[..token.len() - 1]);
+    let other_end = if token.ends_with('0') { '1' } else { '0' };
+    let wrong = format!("Bearer {}{other_end}", &token[..token.len() - 1]);
     for offered in [None, Some(wrong.as_str()), Some(token.as_str())] {
         let headers: Vec<(&str, &str)> = offered.into_iter().map(|value| ("authorization", value)).collect();
         says(&ask("POST", "/v1/responses", &headers, b"{}"), 401, "`codexctl token scripted`");

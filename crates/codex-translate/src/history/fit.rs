@@ -150,7 +150,8 @@ impl<'r, 'a> Fit<'r, 'a> {
         let latest = spans.iter().rposition(|span| speaks(&self.items[span.start]));
         // A thought at the very end, of an answer that was cut, is not what the model goes on from.
         let is_sent = |item: &Item<'_>| speaks(item) || matches!(item, Item::Message(_) | Item::ToolCall(_));
-        let last = spans.iter().rposition(|span| self.items[span.clone()].iter().any(is_sent)).unwrap_or(spans.len());
+        // Where nothing is sent there is nothing to leave out, and a note would be all there is to answer.
+        let last = spans.iter().rposition(|span| self.items[span.clone()].iter().any(is_sent)).unwrap_or(0);
 
         let goal = self.tokens.saturating_sub(excess);
         let mut note_at = None;

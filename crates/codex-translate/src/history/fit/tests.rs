@@ -236,6 +236,14 @@ fn the_oldest_turns_go_and_a_note_stands_in_their_place() {
     assert_eq!(fitted(&input, &target(10)), ["Developer be kind", "User environment", &note, "Agent x"]);
 }
 
+/// What is said of what was left out would be a question, where there is none.
+#[test]
+fn a_thought_alone_is_not_left_out() {
+    let thought = json!({"type": "reasoning", "summary": []});
+    let input = [message("developer", &"x".repeat(LONG)), thought];
+    assert_eq!(fitted(&input, &target(1)), fitted(&input, &target(0)));
+}
+
 #[test]
 fn results_go_with_their_calls_wherever_they_stand() {
     let text: Value = "x".repeat(2_000).into();
