@@ -29,12 +29,44 @@ const TIMEOUT_S_MAX: u64 = 900;
 pub(crate) struct Change {
     /// Whose provider and key it uses.
     pub(crate) route: Option<EndpointId>,
+    /// The action that switched it; `None` in files of earlier versions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    routed_by: Option<ActionId>,
     /// How often its timeouts were doubled.
     pub(crate) timeout_raises: u32,
+    /// The action of each doubling; fewer than there are in files of earlier versions.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    raised_by: Vec<ActionId>,
     /// The actions that did it.
     pub(crate) actions: Vec<ActionId>,
     /// Since when.
     pub(crate) since_ms: Millis,
+}
+
+impl Change {
+    /// Undoes what `action` has done, and nothing else. What nobody knows who did it goes with the first of those who may
+    /// have.
+    fn take_back(&mut self, action: ActionId) {
+        let is_known = self.routed_by == Some(action) || self.raised_by.contains(&action);
+        if self.routed_by == is_known.then_some(action) {
+            (self.route, self.routed_by) = (None, None);
+        }
+        let n_known = self.raised_by.len();
+        if is_known {
+            self.raised_by.retain(|by| *by != action);
+            let n_undone = u32::try_from(n_known - self.raised_by.len()).unwrap_or(u32::MAX);
+            self.timeout_raises = self.timeout_raises.saturating_sub(n_undone);
+            self.actions.retain(|by| *by != action);
+        } else {
+            self.timeout_raises = u32::try_from(n_known).unwrap_or(u32::MAX);
+            let (routed_by, raised_by) = (self.routed_by, &self.raised_by);
+            self.actions.retain(|by| routed_by == Some(*by) || raised_by.contains(by));
+        }
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.route.is_none() && self.timeout_raises == 0
+    }
 }
 
 /// See the module.
@@ -88,7 +120,12 @@ impl Standing {
         now_ms: Millis,
     ) -> Result<(), FileError> {
         let change = self.changed(id, action, now_ms);
+        let earlier = change.routed_by.replace(action).filter(|earlier| *earlier != action);
         change.route = Some(route.clone());
+        // Of an earlier switch nothing stands any more.
+        if let Some(earlier) = earlier.filter(|earlier| !change.raised_by.contains(earlier)) {
+            change.actions.retain(|by| *by != earlier);
+        }
         self.store()
     }
 
@@ -102,18 +139,25 @@ impl Standing {
         if self.of(id).is_some_and(|change| change.timeout_raises >= TIMEOUT_RAISES_MAX) {
             return Ok(false);
         }
-        self.changed(id, action, now_ms).timeout_raises += 1;
+        let change = self.changed(id, action, now_ms);
+        change.timeout_raises += 1;
+        change.raised_by.push(action);
         self.store().map(|()| true)
     }
 
-    /// Takes back what `action` has done; says for which endpoint, if it still stood.
+    /// Takes back what `action` has done; says for which endpoint, if it still stood. What other actions have done to
+    /// it goes on standing.
     pub(crate) fn take_back(&mut self, action: ActionId) -> Result<Option<EndpointId>, FileError> {
-        let id = self.changes.iter().find(|(_, change)| change.actions.contains(&action)).map(|(id, _)| id.clone());
-        if let Some(id) = &id {
-            self.changes.remove(id);
-            self.store()?;
+        let Some((id, change)) = self.changes.iter_mut().find(|(_, change)| change.actions.contains(&action)) else {
+            return Ok(None);
+        };
+        let id = id.clone();
+        change.take_back(action);
+        if change.is_nothing() {
+            self.changes.remove(&id);
         }
-        Ok(id)
+        self.store()?;
+        Ok(Some(id))
     }
 
     /// Forgets endpoints that the settings do not name any more.
@@ -238,6 +282,55 @@ mod tests {
         let mut restored = plan();
         Standing::load(&path).apply(&mut restored);
         assert_eq!(restored, own);
+    }
+
+    #[test]
+    fn each_action_takes_back_its_own_change_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("standing.json");
+        let changed = || {
+            let mut standing = Standing::load(&path);
+            standing.switch(&id("a"), &id("b"), ActionId(1), 1_000).unwrap();
+            standing.raise_timeouts(&id("a"), ActionId(2), 2_000).unwrap();
+            standing.raise_timeouts(&id("a"), ActionId(3), 3_000).unwrap();
+            Standing::load(&path)
+        };
+        let what = |standing: &Standing| {
+            let shown = standing.shown(&id("a"))?;
+            Some((shown.route.is_some(), shown.timeout_raises, shown.actions.iter().map(|by| by.0).collect::<Vec<_>>()))
+        };
+        for (taken_back, expected) in [
+            (vec![1], Some((false, 2, vec![2, 3]))),
+            (vec![2], Some((true, 1, vec![1, 3]))),
+            (vec![3, 2], Some((true, 0, vec![1]))),
+            (vec![1, 2, 3], None),
+        ] {
+            let mut standing = changed();
+            for by in &taken_back {
+                assert_eq!(standing.take_back(ActionId(*by)).unwrap(), Some(id("a")));
+                assert_eq!(standing.take_back(ActionId(*by)).unwrap(), None, "once is enough");
+            }
+            assert_eq!(what(&standing), expected, "{taken_back:?}");
+            assert_eq!(what(&Standing::load(&path)), expected, "{taken_back:?}, read again");
+            std::fs::remove_file(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn of_an_earlier_version_it_is_not_known_which_action_did_what() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("standing.json");
+        let earlier = r#"{"a": {"route": "b", "timeout_raises": 1, "actions": [4, 5], "since_ms": 1000}}"#;
+        std::fs::write(&path, earlier).unwrap();
+        let mut standing = Standing::load(&path);
+        assert_eq!(standing.actions(), [ActionId(4), ActionId(5)]);
+        standing.raise_timeouts(&id("a"), ActionId(6), 2_000).unwrap();
+        assert_eq!(standing.take_back(ActionId(5)).unwrap(), Some(id("a")));
+        let standing_still = standing.shown(&id("a")).unwrap();
+        assert_eq!((standing_still.route, standing_still.timeout_raises), (None, 1), "all that may be its own is gone");
+        assert_eq!((standing_still.actions, standing.take_back(ActionId(4)).unwrap()), (vec![ActionId(6)], None));
+        assert_eq!(standing.take_back(ActionId(6)).unwrap(), Some(id("a")));
+        assert!(Standing::load(&path).of(&id("a")).is_none());
     }
 
     #[test]

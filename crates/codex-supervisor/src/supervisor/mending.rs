@@ -446,7 +446,10 @@ impl Supervisor {
         match self.services.standing.take_back(id) {
             Ok(Some(endpoint)) => {
                 info!(action = %id, %endpoint, "taken back by the person");
-                let message = format!("`{endpoint}` is again as its settings say");
+                let message = match self.services.standing.of(&endpoint) {
+                    None => format!("`{endpoint}` is again as its settings say"),
+                    Some(_) => format!("what action {id} changed on `{endpoint}` is taken back; another change stands"),
+                };
                 self.services.announcer.tell("action.taken-back", Some(&endpoint), message, json!({ "action": id }));
                 self.replan(now);
                 Ok(())
