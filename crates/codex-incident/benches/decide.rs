@@ -60,6 +60,8 @@ fn known(fingerprint: &str, fix: Action) -> Known {
     Known {
         fingerprint: fingerprint.to_owned(),
         fix,
+        then: None,
+        stated: None,
         faults: Vec::new(),
         source: "bench".to_owned(),
         successes: 9.0,

@@ -39,7 +39,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::directive::{Directive, Notice};
 use crate::guards::Guards;
-use crate::patterns::{Known, Patterns};
+use crate::patterns::{Fix, Known, Patterns};
 use crate::policy::{Facts, Policy};
 use about::About;
 use diagnosis::Asked;
@@ -66,7 +66,9 @@ const NAMELESS_SUCCESS: &[Observation] = &[Observation::UpstreamGood];
 /// How long an action waits for a person's yes.
 const ASKED_MS: u64 = 24 * 60 * 60 * 1000;
 /// Version of [`Saved`].
-const SAVED_VERSION: u32 = 1;
+const SAVED_VERSION: u32 = 2;
+/// In those before it, what rows of `patterns.toml` had stated was not told apart.
+const STATED_SINCE_VERSION: u32 = 2;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -139,7 +141,15 @@ struct Past {
     at_ms: Millis,
     fingerprint: String,
     action: Action,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    then: Option<Action>,
     helped: bool,
+}
+
+impl Past {
+    fn fix(&self) -> Fix {
+        Fix { action: self.action, then: self.then }
+    }
 }
 
 /// What an incident is about: an endpoint and a fault, or an observation that is none.
@@ -172,6 +182,8 @@ struct Active {
     detail: String,
     /// What did not help in this run of decisions.
     tried: Vec<Action>,
+    /// Whether this run of decisions stands on the ladder of pauses.
+    has_climbed: bool,
     /// A question to the AI is under way.
     asked: Option<Asked>,
     /// Whether the AI may be asked when what was decided does not help.
@@ -273,12 +285,22 @@ impl Engine {
         engine.guards = saved.guards;
         engine.guards.clamp(now);
         if let Some(patterns) = saved.patterns {
-            engine.patterns = patterns.into_iter().collect();
-            engine.patterns.clamp(now);
+            engine.patterns = engine.patterns_of(patterns, saved.version);
         }
         engine.history = saved.history.into_iter().take(HISTORY_MAX).collect();
         engine.close_earlier(saved.open);
         engine
+    }
+
+    /// What an earlier engine has learned, and what the tables say beside it.
+    fn patterns_of(&self, kept: Vec<Known>, version: u32) -> Patterns {
+        let mut patterns: Patterns = kept.into_iter().collect();
+        patterns.clamp(self.now);
+        if version < STATED_SINCE_VERSION {
+            patterns.tell_stated_apart(&IncidentTables::embedded().patterns);
+        }
+        patterns.take_rows(&self.tables.patterns, self.now);
+        patterns
     }
 
     /// Closes incidents of an engine that is no more.
@@ -341,12 +363,12 @@ impl Engine {
         guards.clamp(self.now);
         self.guards.add(guards);
         if let Some(patterns) = earlier.patterns {
-            let seen = std::mem::replace(&mut self.patterns, patterns.into_iter().collect());
-            self.patterns.clamp(self.now);
+            let known = self.patterns_of(patterns, earlier.version);
+            let seen = std::mem::replace(&mut self.patterns, known);
             for past in &self.history {
-                let Some(known) = seen.get(&past.fingerprint, past.action) else { continue };
+                let Some(known) = seen.get(&past.fingerprint, past.fix()) else { continue };
                 let (fault, source) = (known.faults.last().copied(), known.source.as_str());
-                self.patterns.learn(past.at_ms, &past.fingerprint, fault, past.action, source, past.helped);
+                self.patterns.learn(past.at_ms, &past.fingerprint, fault, past.fix(), source, past.helped);
             }
         }
         let since = std::mem::take(&mut self.history);
@@ -382,9 +404,11 @@ impl Engine {
         self.policy = policy;
     }
 
-    /// The tables have changed. What was counted towards a rule begins anew.
+    /// The tables have changed. What was counted towards a rule begins anew; what was learned stays.
     pub fn set_tables(&mut self, tables: IncidentTables) {
         self.index = Index::new(&tables);
+        self.patterns.take_rows(&tables.patterns, self.now);
+        self.revision += 1;
         self.tables = tables;
         self.about.values_mut().for_each(About::forget_counts);
     }
@@ -592,7 +616,7 @@ impl Engine {
             Some(AttemptState::Running) => active.good_seen = true,
             Some(AttemptState::Watched { .. }) => self.finish(key, Some(true), &words::proof(by)),
             Some(AttemptState::Planned { .. } | AttemptState::Asked) => {
-                self.drop_attempt(key, AttemptState::Superseded, "it was not needed any more");
+                self.not_needed(key);
                 self.close(key, IncidentState::Resolved, &words::passed(by));
             }
             _ => self.close(key, IncidentState::Resolved, &words::passed(by)),
@@ -681,7 +705,7 @@ impl Engine {
                 None => {}
             }
         }
-        let fingerprint = words::fingerprint(self.row(key), signal, rule.count);
+        let fingerprint = words::fingerprint(self.row(key), signal, rule.count, self.about.get(&key.endpoint));
         let because = words::because(rule);
         self.open(key, signal, fingerprint, &because);
         self.drop_attempt(key, AttemptState::Superseded, "it came again");
@@ -698,6 +722,7 @@ impl Engine {
         self.revision += 1;
         if let Some(active) = self.active.get_mut(key) {
             active.tried.clear();
+            active.has_climbed = false;
             // A person's matter and what the worker does by itself are no riddles.
             active.may_ask = main == Action::Diagnose || main.actor() == Actor::Supervisor;
         }
@@ -767,6 +792,7 @@ impl Engine {
             incident,
             detail: signal.detail.clone(),
             tried: Vec::new(),
+            has_climbed: false,
             asked: None,
             may_ask: false,
             good_seen: false,

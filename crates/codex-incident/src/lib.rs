@@ -43,7 +43,7 @@ pub use engine::{Engine, Renumbered, Saved, rule_of};
 pub use guards::{
     AI_CALLS_PER_DAY_MAX, AI_INTERVAL_MS, AiRefusal, AiSpending, Guards, LADDER_MS, RESTARTS_MAX, RESTARTS_WINDOW_MS,
 };
-pub use patterns::{Known, PATTERNS_MAX, Patterns};
+pub use patterns::{Fix, Known, PATTERNS_MAX, Patterns, Stated};
 pub use policy::{Facts, Policy};
 pub use prompt::{ANSWER_BYTES_MAX, Choice, PROMPT_BYTES_MAX, parse_answer};
 pub use replay::{Entry, Input, replay, signals_only};

@@ -51,12 +51,14 @@ impl Default for Policy {
     }
 }
 
-/// What is known about an endpoint and no signal says; for the AI's report.
+/// What is known about an endpoint and no signal says; for the AI's report and fingerprints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Facts {
     /// The wire protocol of its provider, e.g. `chat-completions`.
     pub backend: String,
+    /// The id of its provider's preset, or `custom`.
+    pub provider: String,
     /// The provider's base URL, without user, password and query.
     pub base_url: String,
     /// Its model.
@@ -69,6 +71,8 @@ pub struct Facts {
     pub backup: Option<EndpointId>,
     /// The endpoint whose provider it uses at present; `None`: its own.
     pub route: Option<EndpointId>,
+    /// Codex sessions that use it, by their ids; a few are enough.
+    pub sessions: Vec<String>,
 }
 
 impl Facts {

@@ -63,6 +63,7 @@ No explanation, no markdown, no extra text."#;
 /// The report's fields, as words.
 pub(crate) struct Report {
     pub(crate) time: String,
+    pub(crate) session: String,
     pub(crate) incident: String,
     pub(crate) proxy: String,
     pub(crate) upstream: String,
@@ -80,8 +81,9 @@ impl Report {
         let or_none = |lines: &[String]| if lines.is_empty() { "none".to_owned() } else { lines.join("\n") };
         let _ = write!(
             text,
-            "INCIDENT REPORT:\nTime: {}\nIncident: {}\nProxy health: {}\nUpstream: {}\nRecent errors (last 60s):\n{}\nParser state: {}\nProvider: {}\nTried for this incident without success: {}\nHistory: {}\nWhat corrective action should be taken?",
+            "INCIDENT REPORT:\nTime: {}\nSession: {}\nIncident: {}\nProxy health: {}\nUpstream: {}\nRecent errors (last 60s):\n{}\nParser state: {}\nProvider: {}\nTried for this incident without success: {}\nHistory: {}\nWhat corrective action should be taken?",
             self.time,
+            self.session,
             self.incident,
             self.proxy,
             self.upstream,

@@ -338,7 +338,15 @@ impl IncidentTables {
         take!(FaultsFile, "faults", fault, faults, |row| row.id);
         take!(RulesFile, "rules", rule, rules, |row| row.id.clone());
         take!(SignaturesFile, "signatures", signature, signatures, |row| row.id.clone());
-        take!(PatternsFile, "patterns", pattern, patterns, |row| (row.id.clone(), row.fix));
+        // A fingerprint may have several fixes: what the person says about it takes the place of all that is embedded.
+        match load_override::<PatternsFile>(config_folder, "patterns") {
+            Ok(file) => {
+                let own = file.map_or_else(Vec::new, |file| file.pattern);
+                tables.patterns.retain(|row| !own.iter().any(|mine| mine.id == row.id));
+                tables.patterns.extend(own);
+            }
+            Err(problem) => problems.push(problem),
+        }
         take!(PricesFile, "prices", price, prices, |row| row.id.clone());
         (tables, problems)
     }
@@ -551,10 +559,15 @@ impl IncidentTables {
     }
 
     fn check_patterns(&self, problems: &mut Vec<TableProblem>) {
+        let mut seen = BTreeSet::new();
         for row in &self.patterns {
             let mut report = |message: String| problems.push(problem("patterns", &row.id, message));
-            if !row.id.split('+').all(is_tag) {
-                report("the id is not tags joined by `+`".to_owned());
+            if !seen.insert((&row.id, row.fix)) {
+                report(format!("`{}` stands twice for it", row.fix));
+            }
+            // What failed, and the circumstances.
+            if !row.id.splitn(2, '@').all(|part| part.split('+').all(is_tag)) {
+                report("the id is not tags joined by `+`, with at most one `@` before the circumstances".to_owned());
             }
             if !matches!(row.fix.actor(), Actor::Supervisor | Actor::Worker) && row.fix != Action::Ignore {
                 report(format!("`{}` mends nothing", row.fix));
@@ -707,6 +720,42 @@ mod tests {
         assert_eq!(place(&tables), place(&IncidentTables::embedded()));
         assert_eq!(tables.rules[place(&tables)].mode, Mode::Observe);
         assert_eq!(tables.faults, IncidentTables::embedded().faults);
+    }
+
+    #[test]
+    fn the_persons_patterns_take_the_place_of_all_with_the_same_id() {
+        let folder = tempfile::tempdir().unwrap();
+        let row = |id: &str, fix: &str| {
+            format!(
+                "[[pattern]]\nid = '{id}'\nfaults = ['B2']\nfix = '{fix}'\nsource = 'me'\nsuccess_count = 9\nfail_count = 0\n"
+            )
+        };
+        let load = |text: &str| {
+            std::fs::write(folder.path().join("patterns.toml"), text).unwrap();
+            IncidentTables::load_from(folder.path()).0
+        };
+        let own = [
+            row("server_error+repeat_3x", "retry_now"),
+            row("server_error+repeat_3x", "restart_proxy"),
+            row("server_error@chat_completions+http_502", "retry_now"),
+        ];
+        let tables = load(&own.concat());
+        assert_eq!(tables.check(), []);
+        let fixes = |id: &str| {
+            let of_id = tables.patterns.iter().filter(|row| row.id == id);
+            of_id.map(|row| row.fix).collect::<Vec<_>>()
+        };
+        assert_eq!(fixes("server_error+repeat_3x"), [Action::RetryNow, Action::RestartProxy]);
+        assert_eq!(fixes("parser_empty+explore_agent"), [Action::SynthExploreFromUrls], "the others are as they were");
+
+        for (text, message) in [
+            (own[0].repeat(2), "`retry_now` stands twice for it"),
+            (row("a@b@c", "retry_now"), "with at most one `@`"),
+            (row("a@", "retry_now"), "tags joined by `+`"),
+        ] {
+            let found: Vec<String> = load(&text).check().iter().map(ToString::to_string).collect();
+            assert!(found.len() == 1 && found[0].contains(message), "{text}: {found:?}");
+        }
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Attempts: from a decision to what was seen of it.
 
 use codex_control::incident::{
-    Action, ActionId, Actor, AttemptState, IncidentState, Level, Millis, Mode, Outcome, Tier,
+    Action, ActionId, Actor, AttemptState, Fault, IncidentState, Level, Millis, Mode, Outcome, Tier,
 };
 
 use super::{ASKED_MS, Active, Alert, Engine, HISTORY_MAX, Key, Past, main_action, words};
 use crate::CANCEL_WITHIN_MS;
 use crate::directive::{Act, Directive};
 use crate::guards::{Climb, LADDER_MS, RESTARTS_MAX};
+use crate::patterns::Fix;
 
 /// Time for carrying an action out. Replacing a worker that is slow to start is the longest.
 const RUNNING_MAX_MS: u64 = 60_000;
@@ -21,6 +22,28 @@ pub(super) struct Decision {
     pub(super) because: String,
     pub(super) at_once: bool,
     pub(super) mode: Mode,
+}
+
+/// What an outcome of these actions is the outcome of, and what comes after it where that is another step.
+///
+/// What the worker does by itself has had its time when the supervisor acts: it is a step of its own. Two that are
+/// carried out together are one. What a person is told mends nothing.
+fn fixes(action: Action, then: Option<Action>) -> (Fix, Option<Fix>) {
+    match then.map(|then| (then, action.actor(), then.actor())) {
+        None | Some((_, _, Actor::Person)) => (action.into(), None),
+        Some((then, Actor::Worker, Actor::Supervisor)) => (action.into(), Some(then.into())),
+        Some((then, ..)) => (Fix { action, then: Some(then) }, None),
+    }
+}
+
+/// Who has found a fix, as it is kept.
+fn source(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Rule => "tier1_rule",
+        Tier::Pattern => "tier2_pattern",
+        Tier::Ai => "tier3_ai",
+        Tier::Person => "person",
+    }
 }
 
 /// When somebody should have said how an action went.
@@ -105,10 +128,12 @@ impl Engine {
             }
         }
         let fingerprint = self.active.get(key).map(|active| active.incident.fingerprint.clone()).unwrap_or_default();
-        let known = self.patterns.get(&fingerprint, decision.actions[0]);
-        if decision.tier == Tier::Rule && !decision.at_once && known.is_some_and(|known| known.is_demoted(now)) {
+        // Of two steps the second is ours.
+        let (first, second) = fixes(decision.actions[0], decision.actions.get(1).copied());
+        let ours = second.unwrap_or(first);
+        if decision.tier == Tier::Rule && !decision.at_once && self.patterns.is_demoted(now, &fingerprint, ours) {
             if let Some(active) = self.active.get_mut(key) {
-                active.tried.push(decision.actions[0]);
+                active.tried.extend(ours.actions());
                 words::step(&mut active.incident, now, format!("{main} is passed over: it has not helped of late"));
             }
             return self.escalate(key);
@@ -118,7 +143,7 @@ impl Engine {
             return self.leave_to_person(key, main, &why, None);
         }
         // The pauses are between decisions about the same failure; a second tier that is tried at once belongs to the same.
-        let is_first = self.active.get(key).is_some_and(|active| active.tried.is_empty());
+        let is_first = self.active.get(key).is_some_and(|active| !active.has_climbed);
         if !decision.at_once && is_first {
             match self.guards.climb(now, &key.to_string()) {
                 Climb::Free => {}
@@ -135,6 +160,9 @@ impl Engine {
                 }
             }
             self.guards.acted(now, &key.to_string());
+            if let Some(active) = self.active.get_mut(key) {
+                active.has_climbed = true;
+            }
         }
         let (state, text) = if decision.mode == Mode::Ask {
             (AttemptState::Asked, format!("{main} waits for your yes"))
@@ -269,7 +297,7 @@ impl Engine {
         }
     }
 
-    /// Ends the attempt under way: only here anything is learned.
+    /// Ends the attempt under way with what was seen of it, and learns that.
     pub(super) fn finish(&mut self, key: &Key, helped: Option<bool>, result: &str) {
         let now = self.now;
         let Some(active) = self.active.get_mut(key) else { return };
@@ -283,24 +311,21 @@ impl Engine {
         attempt.ended_at_ms = Some(now);
         result.clone_into(&mut attempt.result);
         let (action, tier, because) = (attempt.action, attempt.tier, attempt.because.clone());
+        let (first, second) = fixes(action, attempt.then);
         let advice = attempt.then.filter(|then| then.actor() == Actor::Person);
-        words::step(&mut active.incident, now, format!("{action}: {result}"));
-        active.tried.push(action);
+        let last = second.unwrap_or(first);
+        words::step(&mut active.incident, now, format!("{last}: {result}"));
+        active.tried.extend([Some(first), second].into_iter().flatten().flat_map(Fix::actions));
         self.revision += 1;
         let Some(helped) = helped else {
             return self.close(key, IncidentState::Lapsed, "over, as far as anybody can tell");
         };
-        let source = match tier {
-            Tier::Rule => "tier1_rule",
-            Tier::Pattern => "tier2_pattern",
-            Tier::Ai => "tier3_ai",
-            Tier::Person => "person",
-        };
-        self.patterns.learn(now, &fingerprint, fault, action, source, helped);
-        if self.history.len() >= HISTORY_MAX {
-            self.history.pop_front();
+        let source = source(tier);
+        if second.is_some() {
+            // It was seen to go on until the second step was done.
+            self.learn(&fingerprint, fault, first, source, false);
         }
-        self.history.push_back(Past { at_ms: now, fingerprint, action, helped });
+        self.learn(&fingerprint, fault, last, source, helped);
         if helped {
             if tier == Tier::Rule {
                 self.wake_rule(key, &because);
@@ -313,6 +338,33 @@ impl Engine {
         } else {
             self.escalate(key);
         }
+    }
+
+    /// Success was seen before the planned action was begun. Where a step of the worker's came before it, that one has
+    /// helped.
+    pub(super) fn not_needed(&mut self, key: &Key) {
+        let active = self.active.get(key);
+        let attempt = active.and_then(|active| Some((active.attempt()?, &active.incident)));
+        let first = attempt.and_then(|(attempt, incident)| match fixes(attempt.action, attempt.then) {
+            (first, Some(_)) => Some((first, attempt.tier, incident.fingerprint.clone(), incident.fault)),
+            _ => None,
+        });
+        if let Some((first, tier, fingerprint, fault)) = first {
+            self.learn(&fingerprint, fault, first, source(tier), true);
+        }
+        self.drop_attempt(key, AttemptState::Superseded, "it was not needed any more");
+    }
+
+    /// Remembers an outcome that was seen.
+    fn learn(&mut self, fingerprint: &str, fault: Option<Fault>, fix: Fix, source: &str, helped: bool) {
+        let now = self.now;
+        self.patterns.learn(now, fingerprint, fault, fix, source, helped);
+        if self.history.len() >= HISTORY_MAX {
+            self.history.pop_front();
+        }
+        let fingerprint = fingerprint.to_owned();
+        self.history.push_back(Past { at_ms: now, fingerprint, action: fix.action, then: fix.then, helped });
+        self.revision += 1;
     }
 
     /// A rule that brings dead workers back does not rest when it has worked.
@@ -332,8 +384,9 @@ impl Engine {
             let rate_min = self.policy.success_rate_min;
             if let Some(known) = self.patterns.best(now, &fingerprint, &tried, rate_min) {
                 let percent = (known.rate(now) * 100.0).round();
-                let because = format!("`{fingerprint}`: {} helped in {percent} % of the latest cases", known.fix);
-                let actions = vec![known.fix];
+                let (known_as, fix) = (&known.fingerprint, known.what());
+                let because = format!("`{known_as}`: {fix} helped in {percent} % of the latest cases");
+                let actions = fix.actions().collect();
                 return self.decide(
                     key,
                     &Decision { actions, tier: Tier::Pattern, because, at_once: false, mode: Mode::Auto },

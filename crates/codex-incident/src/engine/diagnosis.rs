@@ -5,10 +5,13 @@ use codex_control::incident::{Action, Answer, IncidentId, Level, Millis, Mode, O
 use super::attempt::Decision;
 use super::{Alert, Engine, Key, words};
 use crate::directive::{Diagnose, Directive};
+use crate::patterns::general;
 use crate::prompt::{self, Report};
 
 /// The engine waits this much longer than whoever asks, before it gives up by itself.
 const SLACK_MS: u64 = 5_000;
+/// Sessions told to the AI.
+const SESSIONS_TOLD: usize = 3;
 /// Past outcomes told to the AI.
 const HISTORY_TOLD: usize = 5;
 
@@ -137,10 +140,12 @@ impl Engine {
             let line = |(age, what, detail): (u64, O, &str)| format!("- {} s ago: {what}: {detail}", age / 1000);
             about.recent_errors(now).map(line).collect()
         });
-        let history = self.history.iter().rev().filter(|past| past.fingerprint == incident.fingerprint);
+        // The same failure, whatever the circumstances were: the report has them, and more of it says more.
+        let is_same = |past: &&super::Past| general(&past.fingerprint) == general(&incident.fingerprint);
+        let history = self.history.iter().rev().filter(is_same);
         let told = |past: &super::Past| {
             let result = if past.helped { "helped" } else { "did not help" };
-            format!("- {} s ago: {} {result}", now.saturating_sub(past.at_ms) / 1000, past.action)
+            format!("- {} s ago: {} {result}", now.saturating_sub(past.at_ms) / 1000, past.fix())
         };
         let model = incident.model.clone().or_else(|| about.and_then(|about| about.model.clone()));
         let model = model.or_else(|| facts.map(|facts| facts.model.clone())).unwrap_or_default();
@@ -149,8 +154,11 @@ impl Engine {
             Some(_) => "alive",
             None => "unknown",
         };
+        let sessions =
+            facts.map(|facts| facts.sessions.iter().take(SESSIONS_TOLD).map(String::as_str).collect::<Vec<_>>());
         let report = Report {
             time: format!("{now} ms since 1970"),
+            session: sessions.filter(|sessions| !sessions.is_empty()).map_or("none".to_owned(), |ids| ids.join(", ")),
             incident: format!("{id} ({fault}), {}, seen {} times", incident.fingerprint, incident.n_signals),
             proxy: format!(
                 "{health}, port {}, uptime {}, memory {}",

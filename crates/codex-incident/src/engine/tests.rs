@@ -410,6 +410,41 @@ fn a_novel_failure_goes_to_the_ai_once_and_is_known_from_then_on() {
 }
 
 #[test]
+fn the_report_has_what_the_first_systems_had() {
+    let mut bench = Bench::new();
+    let facts = Facts {
+        backend: "chat-completions".to_owned(),
+        provider: "zai".to_owned(),
+        base_url: "https://api.example.com".to_owned(),
+        model: "glm-4.7".to_owned(),
+        port: Some(41_017),
+        started_at_ms: Some(START - 60_000),
+        sessions: (1..=5).map(|n| format!("cli-0000000{n}")).collect(),
+        ..Facts::default()
+    };
+    bench.engine.know(&endpoint(), facts);
+    bench.signal(signal(Observation::WorkerMemory).value(64 << 20).limit(1 << 30));
+    bench.signal(signal(Observation::UpstreamBadRequest).value(400).detail("expected string"));
+    bench.signal(signal(Observation::CommandEmpty));
+    bench.signal(signal(Observation::UpstreamNonsense).detail("<html>teapot</html>"));
+    let question = bench.questions().pop().expect("it is asked");
+    assert_eq!((question.max_tokens, question.timeout_ms), (200, 15_000));
+    assert!((question.temperature - 0.1).abs() < 1e-9);
+    for line in [
+        "Session: cli-00000001, cli-00000002, cli-00000003\n",
+        "Incident: - (unknown), upstream_nonsense@chat_completions+zai, seen 1 times\n",
+        "Proxy health: alive, port 41017, uptime 60 s, memory 64 MB\n",
+        "Upstream: https://api.example.com, model glm-4.7, last HTTP status 400, last error: <html>teapot</html>\n",
+        "upstream-bad-request: expected string\n",
+        "Parser state: parsed_tool_calls=0: 0, stuck_recovery_count: 0, sanitizer_flags: 1\n",
+        "Provider: chat-completions, glm-4.7\n",
+        "History: none\n",
+    ] {
+        assert!(question.user.contains(line), "{line} {}", question.user);
+    }
+}
+
+#[test]
 fn a_bad_answer_is_told_to_a_person_and_nothing_is_done() {
     let megabyte = "x".repeat(1 << 20);
     for answer in [
@@ -494,6 +529,248 @@ fn silence_is_no_outcome_where_there_may_be_nothing_to_see() {
     assert_eq!(bench.incident().state, IncidentState::Lapsed);
     assert_eq!(bench.incident().attempts[0].state, AttemptState::Unknown);
     assert_eq!(bench.engine.patterns.get("timeout", Action::RetryWithBackoff), None);
+}
+
+/// What is known about a fix: successes and failures ever.
+fn known(bench: &Bench, fingerprint: &str, fix: impl Into<Fix>) -> Option<(u64, u64)> {
+    bench.engine.patterns.get(fingerprint, fix).map(|known| (known.success_count, known.fail_count))
+}
+
+#[test]
+fn of_two_steps_the_one_that_was_followed_by_success_has_helped() {
+    // The worker's own attempt helps, before the supervisor does anything.
+    let mut bench = Bench::new();
+    bench.see(Observation::UpstreamTimedOut);
+    bench.pass(CANCEL_WITHIN_MS - 1);
+    bench.see(Observation::UpstreamGood);
+    assert_eq!(bench.actions(), []);
+    assert_eq!(bench.incident().state, IncidentState::Resolved);
+    assert_eq!(known(&bench, "timeout", Action::RetryWithBackoff), Some((1, 0)));
+    assert_eq!(known(&bench, "timeout", Action::IncreaseTimeout), None);
+
+    // It does not, and more time does.
+    let mut bench = Bench::new();
+    bench.see(Observation::UpstreamTimedOut);
+    bench.pass(CANCEL_WITHIN_MS);
+    bench.outcome(Outcome::Done);
+    bench.see(Observation::UpstreamGood);
+    assert_eq!(bench.incident().attempts[0].state, AttemptState::Helped);
+    assert_eq!(known(&bench, "timeout", Action::RetryWithBackoff), Some((0, 1)));
+    assert_eq!(known(&bench, "timeout", Action::IncreaseTimeout), Some((1, 0)));
+
+    // Neither does.
+    let mut bench = Bench::new();
+    bench.see(Observation::UpstreamTimedOut);
+    bench.pass(CANCEL_WITHIN_MS);
+    bench.outcome(Outcome::DidNotHelp("no".to_owned()));
+    assert_eq!(known(&bench, "timeout", Action::RetryWithBackoff), Some((0, 1)));
+    assert_eq!(known(&bench, "timeout", Action::IncreaseTimeout), Some((0, 1)));
+}
+
+#[test]
+fn a_second_step_that_never_helps_is_passed_over_and_one_that_does_is_not() {
+    for helps in [true, false] {
+        let mut bench = Bench::with(Policy { tier3_enabled: false, ..Policy::default() });
+        for _ in 0..3 {
+            bench.see(Observation::UpstreamTimedOut);
+            bench.pass(CANCEL_WITHIN_MS);
+            if !bench.incident().state.is_closed() && bench.engine.pending().next().is_none() {
+                let id = bench.acts().last().expect("something was done").id;
+                bench.engine.outcome(bench.now, id, Outcome::Done);
+                bench.drain();
+            }
+            if helps {
+                bench.see(Observation::UpstreamGood);
+            } else {
+                bench.see(Observation::UpstreamTimedOut);
+            }
+            bench.pass(3_600_000);
+        }
+        assert_eq!(bench.acts().len(), if helps { 3 } else { 2 }, "{:?}", bench.incident());
+    }
+}
+
+#[test]
+fn two_actions_of_one_deed_are_remembered_and_done_as_one() {
+    let pair = Fix { action: Action::KillStaleProcesses, then: Some(Action::RestartProxy) };
+    let mut bench = Bench::new();
+    bench.see(Observation::PortTaken);
+    bench.pass(CANCEL_WITHIN_MS);
+    bench.outcome(Outcome::Done);
+    bench.see(Observation::WorkerReady);
+    assert_eq!(known(&bench, "port_conflict", pair), Some((1, 0)));
+    assert_eq!(known(&bench, "port_conflict", Action::KillStaleProcesses), None, "alone it was never tried");
+
+    // Found against something else, it is done the same way.
+    let mut known = bench.engine.patterns.get("port_conflict", pair).expect("it was learned").clone();
+    known.fingerprint = "upstream_nonsense".to_owned();
+    bench.engine.add_pattern(known);
+    bench.restart();
+    bench.pass(3_600_000);
+    bench.see(Observation::UpstreamNonsense);
+    bench.pass(CANCEL_WITHIN_MS);
+    let act = bench.acts().pop().expect("the pair is carried out");
+    assert_eq!((act.tier, act.action, act.then), (Tier::Pattern, pair.action, pair.then));
+    assert!(act.because.contains("kill_stale_processes+restart_proxy helped in 100 %"), "{}", act.because);
+}
+
+#[test]
+fn a_fingerprint_has_the_circumstances_and_nothing_that_a_provider_writes() {
+    let facts = |backend: &str, provider: &str, route: Option<&str>| Facts {
+        backend: backend.to_owned(),
+        provider: provider.to_owned(),
+        base_url: "https://user-secret.example.com".to_owned(),
+        model: "secret-model".to_owned(),
+        route: route.map(|id| id.parse().expect("a good id")),
+        ..Facts::default()
+    };
+    let unauthorized = |status| signal(Observation::UpstreamUnauthorized).value(status).detail("key sk-secret refused");
+    for (facts, is_well, signal, expected) in [
+        (Facts::default(), true, unauthorized(401), "@http_401+upstream_unauthorized"),
+        (
+            facts("chat-completions", "zai-coding", None),
+            true,
+            unauthorized(403),
+            "@chat_completions+http_403+upstream_unauthorized+zai_coding",
+        ),
+        (
+            facts("anthropic-messages", "custom", Some("b")),
+            false,
+            unauthorized(418),
+            "@anthropic_messages+custom+http_4xx+on_backup+upstream_unauthorized+worker_unhealthy",
+        ),
+        (facts("", &"long-".repeat(20), None), true, unauthorized(99), "@upstream_unauthorized"),
+    ] {
+        let mut bench = Bench::new();
+        bench.engine.know(&endpoint(), facts);
+        if !is_well {
+            bench.see(Observation::ProbeTimedOut);
+        }
+        bench.signal(signal);
+        let fingerprint = bench
+            .engine
+            .incidents()
+            .find(|incident| incident.fault == Some(Fault::B3))
+            .map(|incident| incident.fingerprint.clone());
+        let category = &bench.engine.tables.fault(Fault::B3).category;
+        assert_eq!(fingerprint, Some(format!("{category}{expected}")));
+    }
+    // A provider that makes up statuses makes up no fingerprints.
+    let statuses: std::collections::BTreeSet<String> = (0..1_000)
+        .map(|status| {
+            let signal = signal(Observation::UpstreamServerError).value(status);
+            words::fingerprint(Some(Bench::new().engine.tables.fault(Fault::B2)), &signal, 1, None)
+        })
+        .collect();
+    assert!(statuses.len() < 20, "{statuses:?}");
+}
+
+#[test]
+fn what_helped_with_one_provider_is_tried_with_another_and_judged_apart() {
+    let mut bench = Bench::with(Policy { tier3_enabled: false, ..Policy::default() });
+    let others: [EndpointId; 2] = ["a".parse().expect("an id"), "b".parse().expect("an id")];
+    for (id, backend) in others.iter().zip(["chat-completions", "anthropic-messages"]) {
+        bench.engine.know(id, Facts { backend: backend.to_owned(), ..Facts::default() });
+    }
+    let learned = |fingerprint: &str, helped| {
+        let mut patterns = Patterns::default();
+        patterns.learn(START, fingerprint, None, Action::ClearSchemaCache, "tier3_ai", helped);
+        patterns.iter().cloned().collect::<Vec<_>>()
+    };
+    for known in learned("upstream_nonsense@chat_completions", true) {
+        bench.engine.add_pattern(known);
+    }
+    let fail = |bench: &mut Bench, id: &EndpointId, helps: bool| {
+        let before = bench.acts().len();
+        bench.signal(Signal::of(Observation::UpstreamNonsense, id));
+        bench.pass(CANCEL_WITHIN_MS);
+        if bench.acts().len() > before {
+            let outcome = if helps { Outcome::Helped } else { Outcome::DidNotHelp("no".to_owned()) };
+            bench.outcome(outcome);
+        }
+        bench.signal(Signal::of(Observation::UpstreamGood, id));
+        bench.pass(3_600_000);
+        bench.acts().len() - before
+    };
+    for _ in 0..4 {
+        assert_eq!(fail(&mut bench, &others[0], true), 1);
+    }
+    assert_eq!(fail(&mut bench, &others[1], false), 1, "the failure alone is known");
+    assert_eq!(fail(&mut bench, &others[1], false), 1, "one failure is little");
+    assert_eq!(fail(&mut bench, &others[1], false), 0, "here it does not help");
+    assert_eq!(fail(&mut bench, &others[0], true), 1, "there it still does");
+}
+
+#[test]
+fn a_persons_patterns_hold_at_each_start_and_when_the_file_changes() {
+    let embedded = IncidentTables::embedded();
+    let id = "server_error+repeat_3x";
+    let (fix, stated) =
+        embedded.patterns.iter().find(|row| row.id == id).map(|row| (row.fix, row.success_count)).expect("it is there");
+    let stated = u64::from(stated);
+    let with = |success_count, fail_count| {
+        let mut tables = embedded.clone();
+        for row in tables.patterns.iter_mut().filter(|row| row.id == id) {
+            (row.success_count, row.fail_count) = (success_count, fail_count);
+        }
+        tables
+    };
+    let mut bench = Bench::new();
+    bench.pass(1);
+    bench.engine.patterns.learn(START, id, None, fix, "tier1_rule", true);
+    assert_eq!(known(&bench, id, fix), Some((stated + 1, 0)));
+
+    // Another supervisor, whose person has written a file meanwhile.
+    bench.engine.tables = with(0, 7);
+    bench.restart();
+    assert_eq!(known(&bench, id, fix), Some((1, 7)));
+    bench.restart();
+    assert_eq!(known(&bench, id, fix), Some((1, 7)), "once");
+    let revision = bench.engine.revision();
+    bench.engine.set_tables(with(10, 0));
+    assert_eq!(known(&bench, id, fix), Some((11, 0)));
+    assert!(bench.engine.revision() > revision, "it is to be kept");
+    bench.engine.set_tables(embedded.clone());
+    assert_eq!(known(&bench, id, fix), Some((stated + 1, 0)), "what was seen is there");
+
+    // One that learns late what the former one has kept.
+    let mut late = Bench::of(Engine::new(with(0, 7), Policy::default()));
+    late.engine.adopt(START, bench.engine.export());
+    assert_eq!(known(&late, id, fix), Some((1, 7)));
+
+    // What an earlier version has kept has no circumstances, and does not say what was stated.
+    let mut text = serde_json::to_value(bench.engine.export()).expect("it can be written");
+    text["version"] = 1.into();
+    for known in text["patterns"].as_array_mut().expect("a list") {
+        known.as_object_mut().expect("an object").remove("stated");
+    }
+    let saved: Saved = serde_json::from_value(text).expect("it can be read");
+    let earlier = Bench::of(Engine::restore(with(0, 7), Policy::default(), START, saved));
+    assert_eq!(known(&earlier, id, fix), Some((1, 7)));
+}
+
+#[test]
+fn a_learned_fix_climbs_the_ladder_also_after_what_the_worker_does_by_itself() {
+    let mut bench = Bench::with(Policy { tier3_enabled: false, ..Policy::default() });
+    let mut patterns = Patterns::default();
+    for _ in 0..9 {
+        patterns.learn(START, "connection_reset", None, Action::ClearSchemaCache, "tier3_ai", true);
+    }
+    let known = patterns.iter().next().expect("one").clone();
+    bench.engine.add_pattern(known);
+    for _ in 0..360 {
+        let before = bench.acts().len();
+        bench.signal(signal(Observation::UpstreamReset).value(0));
+        bench.pass(10_000);
+        if bench.acts().len() > before {
+            bench.outcome(Outcome::Helped);
+        }
+        if bench.notices().iter().any(|notice| notice.text.contains("after 3 attempts")) {
+            break;
+        }
+    }
+    assert_eq!(bench.actions(), [Action::ClearSchemaCache; 3]);
+    assert!(bench.notices().last().expect("told").text.contains("after 3 attempts"), "{:?}", bench.notices());
 }
 
 #[test]

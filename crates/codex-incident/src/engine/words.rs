@@ -4,7 +4,13 @@ use std::fmt::Write;
 
 use codex_control::incident::{Incident, Millis, Observation, STEPS_MAX, Signal, Step};
 use codex_control::redact;
-use codex_control::tables::incident::{FaultRow, Rule};
+use codex_control::tables::incident::{FaultRow, Rule, is_tag};
+
+use super::about::About;
+use crate::patterns::CIRCUMSTANCES;
+
+/// The states of HTTP that providers use for errors, and that a fix may depend on.
+const COMMON_STATUS: &[u64] = &[400, 401, 402, 403, 404, 408, 413, 422, 429, 500, 502, 503, 504, 529];
 
 /// Adds a step to the timeline; when it is full, one of the middle goes.
 pub(super) fn step(incident: &mut Incident, at_ms: Millis, text: String) {
@@ -20,9 +26,10 @@ pub(super) fn redacted(detail: &str) -> String {
     redact::redact(detail).into_owned()
 }
 
-/// The fingerprint by which a fix is remembered: the fault's category, the circumstances, how often.
-pub(super) fn fingerprint(row: Option<&FaultRow>, signal: &Signal, count: u32) -> String {
-    let mut text = row.map_or_else(|| signal.what.name().replace('-', "_"), |row| row.category.clone());
+/// The fingerprint by which a fix is remembered: the fault's category, what its signal says, how often; and after an `@`
+/// the circumstances, see [`circumstances`].
+pub(super) fn fingerprint(row: Option<&FaultRow>, signal: &Signal, count: u32, about: Option<&About>) -> String {
+    let mut text = row.map_or_else(|| tag(signal.what.name()), |row| row.category.clone());
     let mut tags: Vec<&str> = signal.tags.iter().map(String::as_str).collect();
     tags.sort_unstable();
     tags.dedup();
@@ -36,7 +43,66 @@ pub(super) fn fingerprint(row: Option<&FaultRow>, signal: &Signal, count: u32) -
         text.push('+');
         text.push_str(tag);
     }
+    for (index, tag) in circumstances(row, signal, about).iter().enumerate() {
+        text.push(if index == 0 { CIRCUMSTANCES } else { '+' });
+        text.push_str(tag);
+    }
     text
+}
+
+/// What tells two failures of the same name apart, as far as another fix may help: which sign of the fault it was, the
+/// HTTP status, the wire protocol and the provider, whether the worker was well, whether the backup's provider was used.
+///
+/// All of it comes from closed lists or the person's settings: nothing that a provider or a model writes gets in, and
+/// there are no more fingerprints than endpoints times faults times a few.
+fn circumstances(row: Option<&FaultRow>, signal: &Signal, about: Option<&About>) -> Vec<String> {
+    let mut tags = Vec::new();
+    if row.is_some_and(|row| row.signs.len() > 1) {
+        tags.push(tag(signal.what.name()));
+    }
+    if let Some(status) = status(signal) {
+        tags.push(status);
+    }
+    if let Some(about) = about {
+        tags.push(tag(&about.facts.backend));
+        tags.push(tag(&about.facts.provider));
+        if about.is_unhealthy {
+            tags.push("worker_unhealthy".to_owned());
+        }
+        if about.facts.route.is_some() {
+            tags.push("on_backup".to_owned());
+        }
+    }
+    tags.retain(|tag| is_tag(tag));
+    tags.sort_unstable();
+    tags.dedup();
+    tags
+}
+
+/// The HTTP status a signal speaks of; of a rare one only its class, so that a provider cannot make up many.
+fn status(signal: &Signal) -> Option<String> {
+    use Observation as O;
+    let speaks_of_one = matches!(
+        signal.what,
+        O::UpstreamServerError
+            | O::UpstreamUnauthorized
+            | O::UpstreamQuotaSpent
+            | O::UpstreamUpgradeRequired
+            | O::UpstreamBadRequest
+            | O::UpstreamOverloaded
+            | O::UpstreamBlocked
+    );
+    match signal.value.filter(|_| speaks_of_one)? {
+        status if COMMON_STATUS.contains(&status) => Some(format!("http_{status}")),
+        400..500 => Some("http_4xx".to_owned()),
+        500..600 => Some("http_5xx".to_owned()),
+        _ => None,
+    }
+}
+
+/// A name as a tag.
+fn tag(name: &str) -> String {
+    name.replace('-', "_")
 }
 
 /// The first step: what was seen.

@@ -9,15 +9,15 @@
 
 use std::collections::BTreeMap;
 
-use codex_control::incident::{Action, Fault, Millis};
+use codex_control::incident::{Fault, Millis};
 use codex_control::rpc::Imported;
-use codex_incident::{Engine, Known, PATTERNS_MAX};
+use codex_incident::{Engine, Fix, Known, PATTERNS_MAX};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Longest name of a pattern, in bytes.
-const PATTERN_BYTES_MAX: usize = 200;
+/// Longest name of a pattern, in bytes: a failure with all its circumstances.
+const PATTERN_BYTES_MAX: usize = 400;
 
 /// The file.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -63,7 +63,7 @@ pub(crate) fn export(engine: &Engine, now: Millis) -> Value {
         let seen_at = i64::try_from(known.seen_at_ms).ok().filter(|at_ms| *at_ms > 0);
         let entry = Entry {
             fault_ids: known.faults.clone(),
-            fix: known.fix.name().to_owned(),
+            fix: known.what().to_string(),
             source: known.source.clone(),
             success_count: known.success_count,
             fail_count: known.fail_count,
@@ -116,7 +116,7 @@ pub(crate) fn import(engine: &mut Engine, store: Value, now: Millis) -> Result<I
 }
 
 fn is_same(ours: &Known, theirs: &Known) -> bool {
-    ours.fingerprint == theirs.fingerprint && ours.fix == theirs.fix && ours.seen_at_ms >= theirs.seen_at_ms
+    ours.fingerprint == theirs.fingerprint && ours.what() == theirs.what() && ours.seen_at_ms >= theirs.seen_at_ms
 }
 
 fn known(name: &str, entry: Value, now: Millis) -> Result<Known, String> {
@@ -127,7 +127,7 @@ fn known(name: &str, entry: Value, now: Millis) -> Result<Known, String> {
     if fingerprint.is_empty() || fingerprint.len() > PATTERN_BYTES_MAX {
         return Err(format!("`{fingerprint}`: that is no name of a pattern"));
     }
-    let fix: Action = entry.fix.parse().map_err(|_| format!("`{fingerprint}`: its fix `{}` is unknown", entry.fix))?;
+    let fix: Fix = entry.fix.parse().map_err(|_| format!("`{fingerprint}`: its fix `{}` is unknown", entry.fix))?;
     let (success_count, fail_count) = match (entry.success_rate, entry.occurrences) {
         (Some(rate), Some(n)) if entry.success_count == 0 && entry.fail_count == 0 => {
             #[expect(
@@ -148,7 +148,9 @@ fn known(name: &str, entry: Value, now: Millis) -> Result<Known, String> {
     let weight = |count: u64| count as f64;
     Ok(Known {
         fingerprint,
-        fix,
+        fix: fix.action,
+        then: fix.then,
+        stated: None,
         faults: entry.fault_ids,
         source: entry.source,
         successes: weight(success_count),

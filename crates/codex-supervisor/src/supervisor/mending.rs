@@ -345,12 +345,14 @@ impl Supervisor {
             let Some(managed) = self.endpoints.get(id) else { continue };
             let facts = Facts {
                 backend: endpoint.protocol.name().to_owned(),
+                provider: endpoint.provider.clone(),
                 base_url: endpoint.base_url.clone(),
                 model: endpoint.default_model.clone().unwrap_or_default(),
                 port: managed.port(),
                 started_at_ms: managed.started_at_ms(),
                 backup: planned.settings.backup.clone(),
                 route: planned.route.clone(),
+                sessions: self.sessions.of_endpoint(id).map(ToString::to_string).collect(),
             };
             self.incidents.engine().know(id, facts);
         }

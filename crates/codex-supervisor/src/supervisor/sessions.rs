@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use codex_control::EndpointId;
 use codex_control::files;
 use codex_control::incident::{DETAIL_BYTES_MAX, Observation, Signal};
 use codex_control::ipc::Problem;
@@ -121,6 +122,12 @@ impl Sessions {
         let entry =
             |watched: &Watched| SessionEntry { session: watched.session.clone(), members: watched.members.clone() };
         self.watched.values().map(entry).collect()
+    }
+
+    /// The sessions that use `endpoint`.
+    pub(super) fn of_endpoint<'s>(&'s self, endpoint: &'s EndpointId) -> impl Iterator<Item = &'s SessionId> {
+        let uses_it = |(_, watched): &(&SessionId, &Watched)| watched.session.endpoint.as_ref() == Some(endpoint);
+        self.watched.iter().filter(uses_it).map(|(id, _)| id)
     }
 
     /// Processes of all sessions, for a look at their memory.

@@ -443,6 +443,47 @@ fn tables_of_the_person_are_taken_over_while_it_runs_and_broken_ones_are_not() {
 }
 
 #[test]
+fn patterns_of_the_person_count_at_each_start_and_when_they_change() {
+    const ID: &str = "server_error+repeat_3x";
+    let home = Home::new(&endpoint("a", ""));
+    let table = home.settings_file().with_file_name("patterns.toml");
+    let row = |helped: u32, failed: u32| {
+        format!(
+            "[[pattern]]\nid = '{ID}'\nfaults = ['B2']\nfix = 'switch_provider'\nsource = 'me'\nsuccess_count = {helped}\nfail_count = {failed}\n"
+        )
+    };
+    let counts = |supervisor: &Supervisor<'_>| {
+        let known = &supervisor.call("incident.store", Value::Null)["incidents"][ID];
+        (known["success_count"].as_u64().unwrap(), known["fail_count"].as_u64().unwrap())
+    };
+    let becomes = |supervisor: &Supervisor<'_>, expected| {
+        wait_for("the counts", || (counts(supervisor) == expected).then_some(()));
+    };
+    let supervisor = home.start();
+    assert_eq!(counts(&supervisor), (2, 0), "the embedded row");
+    let learned = json!({ "incidents": { ID: {
+        "fix": "switch_provider", "fault_ids": ["B2"], "source": "tier1_rule", "success_count": 5, "fail_count": 1,
+        "last_seen": "2026-05-22T14:00:00Z",
+    }}});
+    supervisor.call("incident.import", learned);
+    assert_eq!(counts(&supervisor), (5, 1));
+    supervisor.stop();
+
+    // Not the first start: the file counts all the same, and nothing that was known is lost.
+    std::fs::write(&table, row(1, 9)).unwrap();
+    let supervisor = home.start();
+    becomes(&supervisor, (4, 10));
+    supervisor.kill();
+    let supervisor = home.start();
+    becomes(&supervisor, (4, 10));
+    std::fs::write(&table, row(20, 0)).unwrap();
+    becomes(&supervisor, (23, 1));
+    std::fs::remove_file(&table).unwrap();
+    becomes(&supervisor, (5, 1));
+    supervisor.stop();
+}
+
+#[test]
 fn workers_that_ended_without_a_supervisor_are_forgotten() {
     let home = Home::new(&endpoint("a", ""));
     let supervisor = home.start();
