@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change is pushed: format, lints, documentation, dependencies, tests.
-# Missing programs that the tests need (a compiler, git, Node.js for the Codex CLI, systemd) are installed with apt
-# where that is possible without a question.
+# Missing programs that the tests need (a compiler, git, Node.js for the Codex CLI, a message bus, systemd) are installed
+# with apt where that is possible without a question.
 #
 #   scripts/check.sh
 set -euo pipefail
@@ -13,7 +13,7 @@ step() { printf '\n== %s\n' "$*"; }
 
 step "programs"
 ensure_rust
-ensure_packages cc:gcc git:git npm:npm node:nodejs flock:util-linux strace:strace
+ensure_packages cc:gcc git:git npm:npm node:nodejs flock:util-linux strace:strace dbus-daemon:dbus-daemon
 component() { cargo "$1" --version > /dev/null 2>&1 || rustup component add "$2"; }
 component fmt rustfmt
 component clippy clippy

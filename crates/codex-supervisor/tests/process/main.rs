@@ -6,6 +6,7 @@
 mod control;
 mod home;
 mod incidents;
+mod notifications;
 mod recovery;
 mod service;
 mod settings;
