@@ -2,7 +2,8 @@
 //!
 //! Processes: only those in the registry, each proven to be the one that was written down, and only those that nobody
 //! needs: workers without a supervisor that no Codex uses, and what a session has left whose Codex and launcher are
-//! gone. Files: sockets on which nobody listens and pid files of nobody, of ours and of Codex Desktop, in the places
+//! gone. Meanwhile nobody supervises ([`single`]): a supervisor that starts waits, and beside one that runs all processes
+//! are its own business. Files: sockets on which nobody listens and pid files of nobody, of ours and of Codex Desktop, in the places
 //! where those put them.
 
 use std::fs;
@@ -10,6 +11,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -19,21 +21,42 @@ use crate::process::{Identity, Process};
 use crate::registry::{Loaded, Registry, SessionEntry, WorkerEntry};
 use crate::report;
 use crate::session::PATIENCE;
-use crate::tree::{self, Spared};
+use crate::single::{self, Lock, LockError, Purpose};
+use crate::tree::{self, Patience, Spared};
 
+/// A worker gets this long to end: after TERM it accepts nobody any more, and has told its streams within five seconds.
+const WORKER_PATIENCE: Patience = Patience { term: Duration::from_secs(6), kill: Duration::from_secs(5) };
+/// Longest that it takes to end everything; a supervisor that starts meanwhile waits for that.
+pub const WITHIN: Duration = total(WORKER_PATIENCE).saturating_add(total(PATIENCE)).saturating_add(SLACK);
+/// What looking takes beside the waiting.
+const SLACK: Duration = Duration::from_secs(2);
 /// Longest pid file that is read.
 const PID_FILE_BYTES_MAX: u64 = 64;
 /// What Codex Desktop leaves, in each of its folders.
 const DESKTOP_SOCKETS: [&str; 2] = [".launch-action-socket", ".codex-desktop-launch-action"];
 const DESKTOP_PID_FILES: [&str; 2] = [".codex-desktop-pid", ".webview-pid"];
 
+/// Both spans.
+const fn total(patience: Patience) -> Duration {
+    patience.term.saturating_add(patience.kill)
+}
+
 /// What a look has come to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cleaned {
     /// Everything that was found, in the order in which it was looked at.
     pub items: Vec<Item>,
-    /// Why no process could be looked at.
-    pub damage: Option<String>,
+    /// Why no process was looked at.
+    pub hindrance: Option<Hindrance>,
+}
+
+/// Why no process is looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hindrance {
+    /// The registry says nothing that can be used.
+    Damaged(String),
+    /// Nobody can say whether a supervisor runs.
+    NoLock(String),
 }
 
 /// What was looked at, and what became of it.
@@ -60,19 +83,60 @@ pub enum Fate {
 
 /// Cleans up; `dry_run`: only looks what there is to do.
 ///
-/// Blocks while processes end, at most twice [`PATIENCE`] for each of them.
+/// Blocks while processes end, at most [`WITHIN`], and before that while another one cleans up, as long at most.
 pub fn clean_up(paths: &Paths, dry_run: bool) -> Cleaned {
-    let mut items = Vec::new();
-    let damage = match Registry::load(&paths.registry()) {
-        Loaded::Good(registry) => {
-            processes(&registry, dry_run, &mut items);
-            None
+    let mut cleaned = Cleaned::default();
+    let items = &mut cleaned.items;
+    let order = match Order::make(paths, dry_run) {
+        Ok(order) => order,
+        Err(reason) => {
+            cleaned.hindrance = Some(Hindrance::NoLock(reason));
+            files(paths, false, dry_run, items);
+            return cleaned;
         }
-        Loaded::Absent => None,
-        Loaded::Damaged(reason) => Some(reason),
     };
-    files(paths, dry_run, &mut items);
-    Cleaned { items, damage }
+    match Registry::load(&paths.registry()) {
+        Loaded::Good(registry) => processes(&registry, &order, dry_run, items),
+        Loaded::Absent => {}
+        Loaded::Damaged(reason) => cleaned.hindrance = Some(Hindrance::Damaged(reason)),
+    }
+    // A supervisor that starts listens on its sockets a moment after it has made them.
+    let are_sockets_ours = !matches!(order, Order::Supervised { .. });
+    files(paths, are_sockets_ours, dry_run, items);
+    cleaned
+}
+
+/// Who may end processes now.
+#[derive(Debug)]
+enum Order {
+    /// A supervisor, and nobody else.
+    Supervised { pid: Option<u32> },
+    /// We, as long as this lives.
+    Ours { _lock: Lock },
+    /// Nobody wants to.
+    Looking,
+    /// There is no folder of ours, and so nothing to end.
+    Nothing,
+}
+
+impl Order {
+    fn make(paths: &Paths, dry_run: bool) -> Result<Self, String> {
+        let path = paths.lock();
+        let held = |holder: single::Holder| match holder.purpose {
+            Purpose::Supervise => Ok(Self::Supervised { pid: holder.pid }),
+            Purpose::CleanUp if dry_run => Ok(Self::Looking),
+            Purpose::CleanUp => Err(holder.to_string()),
+        };
+        if dry_run {
+            return single::holder(&path).map_or(Ok(Self::Looking), held);
+        }
+        match single::take(&path, Purpose::CleanUp) {
+            Ok(lock) => Ok(Self::Ours { _lock: lock }),
+            Err(LockError::Held(holder)) => held(holder),
+            Err(LockError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(Self::Nothing),
+            Err(error) => Err(report::chain(&error)),
+        }
+    }
 }
 
 /// The process, if it is the one that was written down and still runs.
@@ -80,22 +144,34 @@ fn living(identity: &Identity) -> Option<Process> {
     Process::open_identity(identity).ok().filter(|process| !process.has_ended())
 }
 
-fn processes(registry: &Registry, dry_run: bool, items: &mut Vec<Item>) {
-    let supervisor = living(&registry.supervisor.identity);
+fn processes(registry: &Registry, order: &Order, dry_run: bool, items: &mut Vec<Item>) {
+    // The supervisor itself: its workers stay, and what sessions have left is its to end.
+    let is_by_us = matches!(order, Order::Supervised { pid: Some(pid) } if *pid == std::process::id());
+    let supervisor = match order {
+        Order::Supervised { pid } => Some(*pid),
+        // It has lost its lock, as when somebody has removed the file.
+        _ => living(&registry.supervisor.identity).map(|supervisor| Some(supervisor.identity().pid)),
+    };
+    let supervisor = supervisor.map(|pid| {
+        let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+        format!("the supervisor{pid} runs")
+    });
+    let mut unneeded = Vec::new();
     for worker in &registry.workers {
         let Some(process) = living(&worker.identity) else { continue };
         let what = format!("worker of `{}`, pid {}", worker.endpoint, worker.identity.pid);
-        let fate = match needed(worker, supervisor.as_ref(), &registry.sessions) {
-            Some(why) => Fate::Kept(why),
-            None if dry_run => Fate::Done,
+        let kept = supervisor.clone().or_else(|| used(worker, &registry.sessions));
+        if kept.is_none() {
             // With all of its process group: a worker leads one of its own.
-            None => {
-                let group: Vec<Identity> = tree::in_group(&process).iter().map(|one| one.identity().clone()).collect();
-                end(|| group.iter().filter_map(living).collect())
-            }
-        };
-        items.push(Item { what, fate });
+            let group: Vec<Identity> = tree::in_group(&process).iter().map(|one| one.identity().clone()).collect();
+            unneeded.push((items.len(), group));
+        }
+        items.push(Item { what, fate: kept.map_or(Fate::Done, Fate::Kept) });
     }
+    if !dry_run {
+        end_all(&unneeded, items);
+    }
+    let mut left_behind = Vec::new();
     for entry in &registry.sessions {
         let session = &entry.session;
         if let Some(program) = session.program.as_ref().and_then(living) {
@@ -108,44 +184,67 @@ fn processes(registry: &Registry, dry_run: bool, items: &mut Vec<Item>) {
             items.push(Item { what, fate: Fate::Kept("its launcher is cleaning up".to_owned()) });
             continue;
         }
-        let spared = Spared { programs: session.spared.clone() };
-        let left = || -> Vec<Process> {
-            let in_scope = session.scope.iter().flat_map(|scope| tree::in_cgroup(&scope.cgroup, &spared));
-            let mut left: Vec<Process> = in_scope.chain(entry.members.iter().filter_map(living)).collect();
-            left.sort_by_key(|process| process.identity().pid);
-            left.dedup_by_key(|process| process.identity().pid);
-            left
-        };
-        let n_left = left().len();
-        if n_left > 0 {
-            let what = format!("{n_left} processes that Codex ({}) has left", session.id);
-            items.push(Item { what, fate: if dry_run { Fate::Done } else { end(left) } });
+        let left = left_by(entry);
+        if !left.is_empty() {
+            let what = format!("{} processes that Codex ({}) has left", left.len(), session.id);
+            let kept =
+                supervisor.as_ref().filter(|_| !is_by_us).map(|supervisor| format!("{supervisor} and ends them"));
+            if kept.is_none() {
+                left_behind.push((items.len(), entry));
+            }
+            items.push(Item { what, fate: kept.map_or(Fate::Done, Fate::Kept) });
         }
+    }
+    if !dry_run {
+        end_sessions(&left_behind, items);
     }
 }
 
-/// Why a worker is still needed.
-fn needed(worker: &WorkerEntry, supervisor: Option<&Process>, sessions: &[SessionEntry]) -> Option<String> {
-    if let Some(supervisor) = supervisor {
-        return Some(format!("the supervisor (pid {}) runs", supervisor.identity().pid));
-    }
+/// What is left of a session whose launcher and Codex are gone.
+fn left_by(entry: &SessionEntry) -> Vec<Process> {
+    let session = &entry.session;
+    let spared = Spared { programs: session.spared.clone() };
+    let in_scope = session.scope.iter().flat_map(|scope| tree::in_cgroup(&scope.cgroup, &spared));
+    let mut left: Vec<Process> = in_scope.chain(entry.members.iter().filter_map(living)).collect();
+    left.sort_by_key(|process| process.identity().pid);
+    left.dedup_by_key(|process| process.identity().pid);
+    left
+}
+
+/// By whom a worker without a supervisor is needed.
+fn used(worker: &WorkerEntry, sessions: &[SessionEntry]) -> Option<String> {
     let users = sessions.iter().filter(|entry| entry.session.endpoint.as_ref() == Some(&worker.endpoint));
     let user = users.filter_map(|entry| entry.session.program.as_ref()).find_map(living)?;
     Some(format!("Codex (pid {}) uses it; `codexctl start` takes it over", user.identity().pid))
 }
 
-fn end(members: impl FnMut() -> Vec<Process>) -> Fate {
-    let left = tree::end(members, PATIENCE).left;
-    if left.is_empty() { Fate::Done } else { Fate::Failed(format!("{} of them did not end", left.len())) }
+/// Ends the process groups of workers, all at the same time, and writes down what has become of each.
+fn end_all(groups: &[(usize, Vec<Identity>)], items: &mut [Item]) {
+    let members = || groups.iter().flat_map(|(_, group)| group.iter().filter_map(living)).collect();
+    let left = tree::end(members, WORKER_PATIENCE).left;
+    for (item, group) in groups {
+        items[*item].fate = fate(group.iter().filter(|identity| left.contains(identity)).count());
+    }
 }
 
-fn files(paths: &Paths, dry_run: bool, items: &mut Vec<Item>) {
+/// The same for what sessions have left.
+fn end_sessions(sessions: &[(usize, &SessionEntry)], items: &mut [Item]) {
+    tree::end(|| sessions.iter().flat_map(|(_, entry)| left_by(entry)).collect(), PATIENCE);
+    for (item, entry) in sessions {
+        items[*item].fate = fate(left_by(entry).len());
+    }
+}
+
+fn fate(n_left: usize) -> Fate {
+    if n_left == 0 { Fate::Done } else { Fate::Failed(format!("{n_left} of them did not end")) }
+}
+
+fn files(paths: &Paths, with_own: bool, dry_run: bool, items: &mut Vec<Item>) {
     let [data, cache] = paths.codex_desktop_folders();
     let folders = [paths.codex_home().to_owned(), data, cache];
     let inside = |names: [&'static str; 2]| folders.iter().flat_map(move |folder| names.map(|name| folder.join(name)));
     let own = [paths.control_socket(), paths.worker_socket()];
-    // The service manager's own socket is listened on, whether the supervisor runs or not.
-    for path in own.into_iter().chain(inside(DESKTOP_SOCKETS)) {
+    for path in own.into_iter().filter(|_| with_own).chain(inside(DESKTOP_SOCKETS)) {
         if let Some(use_) = socket_use(&path) {
             items.push(item(&path, use_, dry_run));
         }
@@ -176,10 +275,28 @@ fn socket_use(path: &Path) -> Option<Result<(), String>> {
     if !kind.is_socket() {
         return Some(if kind.is_file() { Ok(()) } else { Err("it is neither a socket nor a file".to_owned()) });
     }
+    // Not by a connection where there is another way: it would start what the service manager listens for.
+    if is_listened_on(path) {
+        return Some(Err("somebody listens on it".to_owned()));
+    }
     Some(match UnixStream::connect(path) {
         Ok(_) => Err("somebody listens on it".to_owned()),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
         Err(error) => Err(format!("whether somebody listens on it is not known: {error}")),
+    })
+}
+
+/// Whether the kernel says that somebody listens on the socket at `path`; it knows the name that was given at its birth.
+///
+/// `0000000000000000: 00000002 00000000 00010000 0001 01 4711 /run/user/1000/codex-supervisor/control.sock`
+fn is_listened_on(path: &Path) -> bool {
+    /// `__SO_ACCEPTCON` of the kernel, in the fourth column.
+    const ACCEPTS: &str = "00010000";
+    let sockets = fs::read("/proc/net/unix").unwrap_or_default();
+    let sockets = String::from_utf8_lossy(&sockets);
+    let mut listening = sockets.lines().filter(|line| line.split_ascii_whitespace().nth(3) == Some(ACCEPTS));
+    path.to_str().is_some_and(|path| {
+        listening.any(|line| line.split_once(" /").is_some_and(|(_, name)| format!("/{name}") == path))
     })
 }
 

@@ -16,6 +16,7 @@
 //! | [`files`], [`credentials`], [`token`], [`secret`] | private files and what may never be printed |
 //! | [`process`], [`tree`] | who a process is, proven; what it has started |
 //! | [`registry`], [`cleanup`] | which processes are ours, and what of them is ended when nobody needs it any more |
+//! | [`single`] | the lock of the one supervisor |
 //! | [`session`] | one start of Codex, as its launcher and the supervisor talk about it |
 //! | [`guests`], [`descriptors`] | how many may come in, and who goes when there are too many |
 //! | [`redact`], [`telemetry`] | what reaches a log, and how |
@@ -40,6 +41,7 @@ pub mod rpc;
 pub mod secret;
 pub mod session;
 pub mod settings;
+pub mod single;
 pub mod tables;
 pub mod telemetry;
 pub mod token;

@@ -11,6 +11,7 @@ use codex_control::environment::Environment;
 use codex_control::files;
 use codex_control::paths::Paths;
 use codex_control::process;
+use codex_control::single::{self, Purpose};
 use codex_control::telemetry;
 use rustix::fs::Mode;
 use sd_notify::NotifyState;
@@ -23,7 +24,7 @@ use crate::configuration::Configuration;
 use crate::event::{EVENTS_MAX, Event, Farewell, Queue, Signal};
 use crate::log::{LogLimits, RotatingFile};
 use crate::supervisor::{Start, Supervisor};
-use crate::{control, scope, single, systemd, watch, worker_socket};
+use crate::{control, scope, systemd, watch, worker_socket};
 use codex_control::registry::SupervisorEntry;
 
 /// Time clients have to take their last answers.
@@ -50,7 +51,7 @@ pub(crate) fn run() -> anyhow::Result<Farewell> {
     ] {
         files::create_private_folder(folder)?;
     }
-    let _lock = single::take(&paths.lock())?;
+    let _lock = single::take(&paths.lock(), Purpose::Supervise)?;
     // A daemon that stays in the folder it was started from keeps that folder from being unmounted.
     std::env::set_current_dir("/").context("cannot go to `/`")?;
 

@@ -20,7 +20,7 @@
 //! | [`database`] | `state.db`: usage and incidents |
 //! | [`standing`] | what actions have changed about endpoints, over the settings |
 //! | [`stopped`] | what is remembered: the person's stops |
-//! | [`single`], [`systemd`], [`log`], [`clock`] | the lock, the service manager, log files, the time |
+//! | [`systemd`], [`log`], [`clock`] | the service manager, log files, the time |
 
 mod announce;
 mod arguments;
@@ -41,7 +41,6 @@ mod memory;
 mod ports;
 mod probe;
 mod scope;
-mod single;
 mod stand_in;
 mod standing;
 mod stopped;
@@ -55,10 +54,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use codex_control::report::{self, Hinted};
+use codex_control::single::LockError;
 
 use crate::arguments::Arguments;
 use crate::event::Farewell;
-use crate::single::LockError;
 
 /// Exit code that asks a service manager for another start; `EX_TEMPFAIL` of sysexits.h. With 0 it lets us rest.
 const RESTART_EXIT: u8 = 75;

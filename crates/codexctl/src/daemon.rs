@@ -3,8 +3,6 @@
 //! A command that needs the supervisor starts it: by the service manager where our unit is installed, else as a process
 //! of its own session that no terminal and no caller can take along.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,6 +10,7 @@ use codex_control::environment::Environment;
 use codex_control::process::Process;
 use codex_control::rpc::DaemonStatus;
 use codex_control::settings::Settings;
+use codex_control::single;
 
 use crate::Context;
 use crate::client::{CALL_TIMEOUT, CallError, Client, pause, readable, wait_readable};
@@ -216,44 +215,5 @@ pub(crate) fn restart(ctx: &Context) -> Result<Client, Failure> {
 fn would_be_woken(ctx: &Context) -> bool {
     let is_activated_by_socket =
         || Service::find(&ctx.paths, &ctx.environment).is_some_and(|service| service.has_socket_unit());
-    !is_locked(ctx) && is_activated_by_socket()
-}
-
-/// Whether somebody holds the supervisor's lock. Looked up instead of tried: a lock taken for a moment could make a
-/// starting supervisor believe that there is another one.
-fn is_locked(ctx: &Context) -> bool {
-    let Ok(metadata) = fs::metadata(ctx.paths.lock()) else {
-        return false;
-    };
-    let Ok(locks) = fs::read_to_string("/proc/locks") else {
-        return true;
-    };
-    is_listed(&locks, metadata.ino())
-}
-
-/// Whether `locks`, the content of `/proc/locks`, has a lock on the file `inode`.
-///
-/// `1: FLOCK  ADVISORY  WRITE 5120 00:1b:4711 0 EOF`. Devices are not compared: some file systems (btrfs, overlayfs)
-/// show another device there than `stat` does.
-fn is_listed(locks: &str, inode: u64) -> bool {
-    let suffix = format!(":{inode}");
-    locks.lines().any(|line| line.split_ascii_whitespace().any(|field| field.ends_with(&suffix)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_held_lock_is_seen() {
-        let locks = "1: FLOCK  ADVISORY  WRITE 5120 00:1b:4711 0 EOF\n2: POSIX  ADVISORY  READ 7 08:01:99 0 EOF\n";
-        assert!(is_listed(locks, 4711) && is_listed(locks, 99));
-        assert!(!is_listed(locks, 711) && !is_listed(locks, 1));
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let inode = file.as_file().metadata().unwrap().ino();
-        let is_held = || is_listed(&fs::read_to_string("/proc/locks").unwrap(), inode);
-        assert!(!is_held());
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
-        assert!(is_held());
-    }
+    single::holder(&ctx.paths.lock()).is_none() && is_activated_by_socket()
 }

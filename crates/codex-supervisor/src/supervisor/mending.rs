@@ -255,7 +255,7 @@ impl Supervisor {
                     Fate::Done | Fate::Kept(_) => None,
                 })
                 .collect();
-            info!(items = ?cleaned.items, damage = cleaned.damage, "cleaned up");
+            info!(items = ?cleaned.items, hindrance = ?cleaned.hindrance, "cleaned up");
             let outcome = if failed.is_empty() { Outcome::Done } else { Outcome::Failed(failed.join("; ")) };
             let _ = queue.blocking_send(Event::CarriedOut { action: by, outcome }); // fails only when the owner has ended
         });

@@ -1,6 +1,6 @@
 //! `codexctl cleanup`
 
-use codex_control::cleanup::{self, Fate, Item};
+use codex_control::cleanup::{self, Fate, Hindrance, Item};
 use serde_json::json;
 
 use crate::Context;
@@ -9,7 +9,8 @@ use crate::failure::Failure;
 /// Ends processes that earlier runs have left, and removes stale sockets and pid files
 ///
 /// Only processes that the supervisor has written down and that are proven to be the same ones are ended; only files
-/// that nobody uses are removed. What is kept is told with the reason.
+/// that nobody uses are removed. What is kept is told with the reason. Beside a supervisor that runs, and looks after its
+/// processes itself, only files are looked at; one that starts meanwhile waits.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   codexctl cleanup --dry-run
@@ -22,12 +23,19 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
     let cleaned = cleanup::clean_up(&ctx.paths, arguments.dry_run);
-    if let Some(reason) = cleaned.damage {
-        let message = format!("the registry is damaged ({reason}), so no process can be proven to be ours");
-        ctx.output.warn(&message, Some("`codexctl start` looks for workers and writes it anew"));
+    let is_hindered = matches!(cleaned.hindrance, Some(Hindrance::NoLock(_)));
+    match cleaned.hindrance {
+        Some(Hindrance::Damaged(reason)) => ctx.output.warn(
+            &format!("the registry is damaged ({reason}), so no process can be proven to be ours"),
+            Some("`codexctl start` looks for workers and writes it anew"),
+        ),
+        Some(Hindrance::NoLock(reason)) => {
+            ctx.output.warn(&format!("processes are left alone: {reason}"), Some("try again in a moment"));
+        }
+        None => {}
     }
     let items = cleaned.items;
-    let has_failed = items.iter().any(|item| matches!(item.fate, Fate::Failed(_)));
+    let has_failed = is_hindered || items.iter().any(|item| matches!(item.fate, Fate::Failed(_)));
     ctx.output.show(&json!({ "dry_run": arguments.dry_run, "items": items }), || shown(&items, arguments.dry_run))?;
     if has_failed { Err(Failure::new("not everything could be cleaned up")) } else { Ok(()) }
 }

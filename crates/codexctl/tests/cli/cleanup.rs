@@ -5,9 +5,10 @@ use std::process::{Child, Command};
 use codex_control::process::{self, Identity, Process};
 use codex_control::registry::{Registry, SessionEntry, SupervisorEntry, WorkerEntry};
 use codex_control::session::{Kind, Session};
+use codex_control::single::{self, Holder, Purpose};
 use serde_json::json;
 
-use crate::home::Home;
+use crate::home::{Home, wait_for};
 
 /// A process, its identity, and one that looks the same.
 struct Stray {
@@ -47,12 +48,12 @@ fn gone() -> Identity {
     identity
 }
 
-fn registry(home: &Home, supervisor: Identity, workers: &[(&str, &Stray)], sessions: Vec<SessionEntry>) {
+fn registry(home: &Home, supervisor: Identity, workers: &[(&str, &Identity)], sessions: Vec<SessionEntry>) {
     let supervisor = SupervisorEntry { identity: supervisor, build: "0".to_owned(), started_at_ms: 1 };
-    let entry = |(endpoint, stray): &(&str, &Stray)| WorkerEntry {
+    let entry = |(endpoint, identity): &(&str, &Identity)| WorkerEntry {
         endpoint: endpoint.parse().unwrap(),
         generation: 1,
-        identity: stray.identity.clone(),
+        identity: (*identity).clone(),
         address: ([127, 0, 0, 1], 1).into(),
         started_at_ms: 1,
         leaving: false,
@@ -90,7 +91,7 @@ fn orphans_are_ended_and_what_is_needed_stays() {
     let (orphan, used, left, codex) = (Stray::start(), Stray::start(), Stray::start(), Stray::start());
     let sessions =
         vec![session("used", gone(), codex.identity.clone(), &[]), session("orphan", gone(), gone(), &[&left])];
-    registry(&home, gone(), &[("orphan", &orphan), ("used", &used)], sessions);
+    registry(&home, gone(), &[("orphan", &orphan.identity), ("used", &used.identity)], sessions);
     let told = |done: &str| {
         format!(
             "\
@@ -118,20 +119,62 @@ kept        Codex (cli-1), pid {1}: it runs
 fn beside_a_supervisor_its_workers_stay_and_a_damaged_registry_ends_nobody() {
     let home = Home::new();
     let worker = Stray::start();
-    registry(&home, process::own_identity().unwrap(), &[("zai", &worker)], Vec::new());
+    registry(&home, process::own_identity().unwrap(), &[("zai", &worker.identity)], Vec::new());
     let expected = format!(
         "kept        worker of `zai`, pid {}: the supervisor (pid {}) runs\n",
         worker.identity.pid,
         std::process::id()
     );
     assert_eq!(home.run(&["cleanup"]).succeeded(), expected);
-    registry(&home, gone(), &[("zai", &worker)], Vec::new());
+    registry(&home, gone(), &[("zai", &worker.identity)], Vec::new());
     let whole = fs::read_to_string(home.paths.registry()).unwrap();
     fs::write(home.paths.registry(), whole.replacen("\"generation\": 1", "\"generation\": 2", 1)).unwrap();
     let ended = home.run(&["cleanup"]);
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "nothing is left of earlier runs\n"));
     assert!(ended.stderr.contains("the registry is damaged (its checksum does not fit)"), "{}", ended.stderr);
     assert!(!worker.was_ended());
+}
+
+#[test]
+fn beside_a_supervisor_that_starts_everything_of_ours_is_its_own_business() {
+    let home = Home::new();
+    let (worker, left) = (Stray::start(), Stray::start());
+    registry(&home, gone(), &[("zai", &worker.identity)], vec![session("zai", gone(), gone(), &[&left])]);
+    // It has made its socket and does not listen yet.
+    drop(UnixListener::bind(home.paths.control_socket()).unwrap());
+    let lock = single::take(&home.paths.lock(), Purpose::Supervise).unwrap();
+    let own = std::process::id();
+    let expected = format!(
+        "kept        worker of `zai`, pid {}: the supervisor (pid {own}) runs\n\
+         kept        1 processes that Codex (cli-1) has left: the supervisor (pid {own}) runs and ends them\n",
+        worker.identity.pid
+    );
+    assert_eq!(home.run(&["cleanup", "--dry-run"]).succeeded(), expected);
+    assert_eq!(home.run(&["cleanup"]).succeeded(), expected);
+    assert!(home.paths.control_socket().exists());
+    drop(lock);
+    assert!(!worker.was_ended() && !left.was_ended());
+}
+
+#[test]
+fn a_worker_has_the_time_its_streams_need_and_no_supervisor_starts_meanwhile() {
+    let home = Home::new();
+    // Like a worker that tells its streams what happens: longer than what a session leaves would get.
+    let script = "trap 'echo > asked; sleep 2; echo > told; exit 0' TERM; echo > ready; while :; do sleep 0.01; done";
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).current_dir(home.root());
+    let mut child = std::os::unix::process::CommandExt::process_group(&mut command, 0).spawn().unwrap();
+    let has = |name: &str| home.root().join(name).exists().then_some(());
+    wait_for("the worker to be ready", || has("ready"));
+    registry(&home, gone(), &[("zai", Process::open(child.id()).unwrap().identity())], Vec::new());
+    let mut cleaning = home.command(&["cleanup"]).spawn().unwrap();
+    wait_for("it to be asked to end", || has("asked"));
+    let holder = Holder { pid: Some(cleaning.id()), purpose: Purpose::CleanUp };
+    assert_eq!(single::holder(&home.paths.lock()), Some(holder));
+    assert!(cleaning.wait().unwrap().success());
+    assert!(has("told").is_some(), "it was killed before its time");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(single::holder(&home.paths.lock()), None);
 }
 
 #[test]
@@ -142,7 +185,7 @@ fn stale_sockets_and_pid_files_go_and_used_ones_stay() {
         fs::create_dir_all(inside(folder)).unwrap();
     }
     drop(UnixListener::bind(inside(".codex/.launch-action-socket")).unwrap());
-    let _used = UnixListener::bind(inside(".local/share/codex-desktop/.launch-action-socket")).unwrap();
+    let used = UnixListener::bind(inside(".local/share/codex-desktop/.launch-action-socket")).unwrap();
     fs::write(inside(".codex/config.toml"), "a = 1\n").unwrap();
     fs::write(inside(".cache/codex-desktop/.codex-desktop-pid"), format!("{}\n", gone().pid)).unwrap();
     fs::write(inside(".cache/codex-desktop/.webview-pid"), std::process::id().to_string()).unwrap();
@@ -163,6 +206,8 @@ fn stale_sockets_and_pid_files_go_and_used_ones_stay() {
     };
     assert_eq!(home.run(&["cleanup", "--dry-run"]).succeeded(), told("would go    "));
     assert_eq!(home.run(&["cleanup"]).succeeded(), told("cleaned up  "));
+    used.set_nonblocking(true).unwrap();
+    assert!(used.accept().is_err(), "a connection would start what a service manager listens for");
     assert!(inside(".codex/config.toml").exists());
     assert!(!inside(".codex/.launch-action-socket").exists() && !home.paths.control_socket().exists());
     assert!(inside(".cache/codex-desktop/.webview-pid").exists());
