@@ -35,6 +35,7 @@ mod session;
 mod since;
 mod text;
 
+use std::ffi::OsStr;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -54,14 +55,23 @@ pub(crate) struct Context {
 
 fn main() -> ExitCode {
     let environment = Environment::from_process();
-    // Not a command: no person types it, and neither help nor completions may know it.
-    let is_detaching = std::env::args_os().skip(1).eq([daemon::DETACH]);
-    let arguments = (!is_detaching).then(Arguments::parse);
-    let output = Output { json: arguments.as_ref().is_some_and(|arguments| arguments.json) };
-    let result = match arguments {
-        Some(arguments) => run(environment, output, arguments.command),
-        None => daemon::detach(&environment).map(|()| ExitCode::SUCCESS),
+    let mut words = std::env::args_os().skip(1);
+    // Not commands: no person types them, and neither help nor completions may know them.
+    let result = match words.next().as_deref().and_then(OsStr::to_str) {
+        Some(daemon::DETACH) => daemon::detach(&environment).map(|()| ExitCode::SUCCESS),
+        Some(session::APART) => Err(session::become_apart(words)),
+        _ => return command(environment),
     };
+    ended(result, Output { json: false })
+}
+
+fn command(environment: Environment) -> ExitCode {
+    let arguments = Arguments::parse();
+    let output = Output { json: arguments.json };
+    ended(run(environment, output, arguments.command), output)
+}
+
+fn ended(result: Result<ExitCode, Failure>, output: Output) -> ExitCode {
     match result {
         Ok(code) => code,
         Err(failure) => ExitCode::from(output.failed(&failure)),

@@ -9,7 +9,8 @@
 //! ([`stderr`]), to the person as it is and to a file that the supervisor follows.
 //!
 //! Codex Desktop is often started by a script that ends at once; then the session lasts as long as what the script has
-//! left running.
+//! left running. It has a window of its own and needs no terminal: it stands in a session of the kernel's of its own and
+//! holds none, and closing the terminal ends neither it nor us. Only the keyboard's Ctrl-C still means it.
 //!
 //! We are the subreaper of everything below us: what leaves its parent, an MCP server that forks twice say, comes to us,
 //! and is ended when Codex has ended. Nothing else is. The supervisor is told ([`codex_control::session`]), and not
@@ -17,10 +18,12 @@
 
 mod stderr;
 
-use std::io;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use codex_control::EndpointId;
@@ -36,9 +39,13 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::client::{CALL_TIMEOUT, CallError, Client, readable, wait_readable};
 use crate::failure::Failure;
-use crate::session::stderr::Tee;
+use crate::session::stderr::{Tee, To};
 use crate::{Context, daemon, program, text};
 
+/// First argument that makes this program the one in between of [`apart`].
+pub(crate) const APART: &str = "__apart";
+/// Time for a supervisor to begin a session that needs nothing else of it.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for a call whose answer nobody waits for.
 const TELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// A program of a desktop that ends well within this time was only a starter of what it has left running.
@@ -81,7 +88,7 @@ pub(crate) fn run(
     let mut signals = SignalDelivery::with_pipe(wakes_us, waking, SignalOnly, signals)
         .map_err(|error| failed("signals cannot be waited for", error))?;
     let terminal = Terminal::save();
-    let (mut child, tee) = start(command, begun.as_ref())?;
+    let (mut child, tees) = start(command, plan.kind, begun.as_ref())?;
     started(child.identity());
     let started_at = Instant::now();
     let mut session = begun.map(|begun| Watched::new(ctx, plan, begun, &own, &child));
@@ -112,16 +119,18 @@ pub(crate) fn run(
         let until_look = if outlasting.is_some() { LOOK_INTERVAL.min(until_told) } else { until_told };
         wait_readable(&mut [readable(signals.get_read())], until_look);
         for signal in signals.pending() {
-            pass_on(signal, &mut child);
+            pass_on(signal, plan.kind, &mut child);
             for process in outlasting.iter_mut().flatten() {
-                pass_on(signal, process);
+                pass_on(signal, plan.kind, process);
             }
         }
     };
     terminal.restore_after(exit);
     let ended = tree::end(|| tree::below(&own, &spared), PATIENCE);
     reap_all();
-    tee.finish();
+    for tee in tees {
+        tee.finish();
+    }
     if let Some(session) = session {
         session.end(ctx, &describe(exit), &ended);
     }
@@ -129,7 +138,7 @@ pub(crate) fn run(
         let pids: Vec<String> = ended.left.iter().map(|identity| identity.pid.to_string()).collect();
         ctx.output.warn(
             &format!("Codex has left processes that cannot be ended: {}", pids.join(", ")),
-            Some("`codexctl cleanup` tries again"),
+            Some("they wait for a device, or run as another user: `kill` says which"),
         );
     }
     let code = exit.exit_status().or_else(|| exit.terminating_signal().map(|signal| SIGNAL_EXIT + signal));
@@ -139,7 +148,9 @@ pub(crate) fn run(
 /// Registers with the supervisor. Codex is not kept from running by a supervisor that cannot watch it.
 fn begin(ctx: &Context, mut client: Client, plan: &Plan, own: &Process) -> Option<Begun> {
     let params = Begin { kind: plan.kind, endpoint: plan.endpoint.clone(), launcher: own.identity().clone() };
-    match client.call("session.begin", params, CALL_TIMEOUT) {
+    // Codex's own login does not wait for a supervisor that hangs.
+    let timeout = if plan.endpoint.is_some() { CALL_TIMEOUT } else { BEGIN_TIMEOUT };
+    match client.call("session.begin", params, timeout) {
         Ok(begun) => Some(begun),
         Err(error) => {
             let (message, _) = Failure::from(error).into_parts();
@@ -149,17 +160,58 @@ fn begin(ctx: &Context, mut client: Client, plan: &Plan, own: &Process) -> Optio
     }
 }
 
-fn start(mut command: Command, begun: Option<&Begun>) -> Result<(Process, Tee), Failure> {
+fn start(command: Command, kind: Kind, begun: Option<&Begun>) -> Result<(Process, Vec<Tee>), Failure> {
     let program = command.get_program().to_string_lossy().into_owned();
     let failed = |error: io::Error| Failure::new(format!("Codex (`{program}`) cannot be started: {error}"));
-    let (tee, end) = Tee::open(begun.map(|begun| begun.folder.as_path())).map_err(failed)?;
+    let (tee, end) = Tee::open(To::Stderr, begun.map(|begun| begun.folder.as_path())).map_err(failed)?;
+    let mut tees = vec![tee];
+    let mut command = match kind {
+        Kind::Cli => command,
+        Kind::Desktop => {
+            let mut command = apart(&command).map_err(failed)?;
+            // A terminal that is closed fails whoever writes to it, and what is typed is meant for others.
+            if io::stdin().is_terminal() {
+                command.stdin(Stdio::null());
+            }
+            if io::stdout().is_terminal() {
+                let (tee, end) = Tee::open(To::Stdout, None).map_err(failed)?;
+                tees.push(tee);
+                command.stdout(end);
+            }
+            command
+        }
+    };
     command.stderr(end);
     let child = command.spawn().map_err(failed)?;
     // It is ours and not waited for yet, so it has its number, be it that it has ended already.
     let process = Process::open(child.id()).map_err(failed)?;
-    // Holds the writing end of the stderr; only Codex is to hold it.
+    // Holds the writing ends of what it writes to; only Codex is to hold them.
     drop(command);
-    Ok((process, tee))
+    Ok((process, tees))
+}
+
+/// The same command in a session of its own. A program in between makes it and becomes the program: only a process itself
+/// can.
+fn apart(command: &Command) -> io::Result<Command> {
+    let mut apart = Command::new(program::own_path()?);
+    apart.arg(APART).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => apart.env(name, value),
+            None => apart.env_remove(name),
+        };
+    }
+    Ok(apart)
+}
+
+/// Makes a session and becomes the program that `words` name.
+pub(crate) fn become_apart(mut words: impl Iterator<Item = OsString>) -> Failure {
+    let Some(program) = words.next() else { return Failure::usage("there is no program to become") };
+    if let Err(error) = rustix::process::setsid() {
+        return Failure::new(format!("a session of its own cannot be made: {error}"));
+    }
+    let error = Command::new(&program).args(words).exec();
+    Failure::new(format!("Codex (`{}`) cannot be started: {error}", program.to_string_lossy()))
 }
 
 /// A session that the supervisor knows.
@@ -240,10 +292,14 @@ fn reap_all() {
 }
 
 /// A signal that came to us is meant for Codex.
-fn pass_on(signal: i32, child: &mut Process) {
+fn pass_on(signal: i32, kind: Kind, child: &mut Process) {
     let signal = match signal {
+        // The terminal was closed: to a window that is nothing.
+        SIGHUP if kind == Kind::Desktop => return,
         SIGHUP => Signal::HUP,
         SIGTERM => Signal::TERM,
+        SIGINT if kind == Kind::Desktop => Signal::INT,
+        SIGQUIT if kind == Kind::Desktop => Signal::QUIT,
         // The keyboard's signals go to the whole foreground group, of which Codex is part. Twice would mean "at once".
         SIGINT if !is_foreground() => Signal::INT,
         SIGQUIT if !is_foreground() => Signal::QUIT,

@@ -156,7 +156,12 @@ fn on_own_login(ctx: &Context, kind: Kind, make: impl FnOnce() -> Process) -> Re
     if config.needs_recovery() {
         config.recover()?;
     }
-    let client = daemon::find(ctx)?;
+    // Whoever wants nothing of ours gets Codex, whatever state we are in.
+    let client = daemon::find(ctx).unwrap_or_else(|failure| {
+        let (message, hint) = failure.into_parts();
+        ctx.output.warn(&format!("Codex runs unwatched: {message}"), hint.as_deref());
+        None
+    });
     let plan = Plan { kind, endpoint: None, codex_log: codex_log(ctx) };
     if config.holders()?.is_empty() {
         return session::run(ctx, client, &plan, |_| make(), |_| {});

@@ -1,4 +1,5 @@
-//! What Codex writes to stderr: to the person as it comes, and a copy without secrets to a file of bounded size.
+//! What Codex writes to stderr: to the person as it comes, and a copy without secrets to a file of bounded size. Codex
+//! Desktop's stdout goes the same way, without the copy, where it would else hold the person's terminal.
 //!
 //! Codex gets a terminal where ours is one (its colours depend on that), else a pipe. A thread passes on what arrives,
 //! so that a reader of ours that does not read (`2>&1 | less`) stops Codex's writing, as it would without us, and not
@@ -27,20 +28,56 @@ const CHUNK_BYTES: usize = 16 * 1024;
 /// Time for the last bytes after Codex and what it left are gone. Only a spared process can still hold the other end.
 const FINISH_WITHIN: Duration = Duration::from_secs(1);
 
+/// Where to, of our own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum To {
+    Stdout,
+    Stderr,
+}
+
+impl To {
+    /// Of the terminal, if it is one.
+    fn terminal_size(self) -> Option<termios::Winsize> {
+        match self {
+            Self::Stdout => termios::tcgetwinsize(io::stdout()),
+            Self::Stderr => termios::tcgetwinsize(io::stderr()),
+        }
+        .ok()
+    }
+
+    fn is_terminal(self) -> bool {
+        match self {
+            Self::Stdout => io::stdout().is_terminal(),
+            Self::Stderr => io::stderr().is_terminal(),
+        }
+    }
+
+    fn write(self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Stdout => {
+                let mut stdout = io::stdout().lock();
+                stdout.write_all(bytes)?;
+                stdout.flush()
+            }
+            Self::Stderr => io::stderr().lock().write_all(bytes),
+        }
+    }
+}
+
 /// The thread that passes on.
 pub(super) struct Tee {
     finished: Receiver<()>,
 }
 
 impl Tee {
-    /// Begins; what is returned with it becomes Codex's stderr. Without a `folder` there is no copy.
-    pub(super) fn open(folder: Option<&Path>) -> io::Result<(Self, Stdio)> {
-        let (source, end) = if io::stderr().is_terminal() { terminal().or_else(|_| pipe())? } else { pipe()? };
+    /// Begins; what is returned with it becomes what Codex writes to. Without a `folder` there is no copy.
+    pub(super) fn open(to: To, folder: Option<&Path>) -> io::Result<(Self, Stdio)> {
+        let (source, end) = if to.is_terminal() { terminal(to).or_else(|_| pipe())? } else { pipe()? };
         let (done, finished) = mpsc::channel::<()>();
         let mut log = folder.map(|folder| Log::new(folder.join(STDERR_LOG)));
         // Ends when nobody holds the other end any more, or with this process.
         std::thread::spawn(move || {
-            pass_on(File::from(source), log.as_mut());
+            pass_on(File::from(source), to, log.as_mut());
             // The last line need not have an end; a copy that cannot be written is given up.
             let _ = log.as_mut().map(Log::flush);
             drop(done);
@@ -60,7 +97,7 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// A terminal that passes bytes through as they are, of the same size as ours. It is nobody's controlling terminal.
-fn terminal() -> io::Result<(OwnedFd, OwnedFd)> {
+fn terminal(to: To) -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let source = rustix::pty::openpt(flags)?;
     rustix::pty::grantpt(&source)?;
@@ -69,13 +106,13 @@ fn terminal() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut settings = termios::tcgetattr(&end)?;
     settings.make_raw();
     termios::tcsetattr(&end, OptionalActions::Now, &settings)?;
-    if let Ok(size) = termios::tcgetwinsize(io::stderr()) {
+    if let Some(size) = to.terminal_size() {
         termios::tcsetwinsize(&end, size)?;
     }
     Ok((source, end))
 }
 
-fn pass_on(mut source: File, mut log: Option<&mut Log>) {
+fn pass_on(mut source: File, to: To, mut log: Option<&mut Log>) {
     let mut chunk = [0; CHUNK_BYTES];
     loop {
         let n = match source.read(&mut chunk) {
@@ -84,8 +121,8 @@ fn pass_on(mut source: File, mut log: Option<&mut Log>) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(_) => return, // how a terminal says that nobody holds its other end
         };
-        // When our own stderr is closed, Codex is not to notice: it might end for it.
-        let _ = io::stderr().lock().write_all(&chunk[..n]);
+        // When our own is closed, with its terminal say, Codex is not to notice: it might end for it.
+        let _ = to.write(&chunk[..n]);
         // A copy that cannot be written is given up; what it is for is less than what it is a copy of.
         if log.as_mut().is_some_and(|log| log.append(&chunk[..n]).is_err()) {
             log = None;

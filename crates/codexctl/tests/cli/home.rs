@@ -143,7 +143,8 @@ impl Home {
         child.wait_with_output().unwrap().into()
     }
 
-    fn start_on_terminal(&self, arguments: &[&str]) -> Child {
+    /// Starts `codexctl ARGUMENTS` on a terminal of its own, which is closed when what is returned is killed.
+    pub(crate) fn start_on_terminal(&self, arguments: &[&str]) -> Child {
         let words: Vec<String> = arguments.iter().map(|argument| format!("'{argument}'")).collect();
         let line = format!("exec '{}' {}", self.codexctl.display(), words.join(" "));
         let mut command = Command::new("script");

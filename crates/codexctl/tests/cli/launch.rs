@@ -1,4 +1,7 @@
 use std::fs;
+use std::io::Write;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::time::{Duration, Instant};
 
 use codex_control::process::Process;
 use codex_control::rpc::{RpcError, code};
@@ -283,6 +286,75 @@ fn a_starter_of_codex_desktop_is_not_the_end_of_it() {
     fs::write(home.root().join("home/quit"), "").unwrap();
     assert_eq!(launcher.wait().unwrap().code(), Some(0));
     assert!(!config.exists(), "there was none before");
+}
+
+/// Waits for its end, writes to both its ends before it, and leaves something behind.
+const WINDOW: &str = r#"setsid sleep 1000 & echo $! > "$HOME/left"
+trap 'exit 5' INT
+echo > "$HOME/started"
+until [ -e "$HOME/quit" ]; do sleep 0.02; done
+echo out || exit 6; echo err >&2 || exit 7; cp "$HOME/.codex/config.toml" "$HOME/seen"; exit 3"#;
+
+#[test]
+fn closing_the_terminal_ends_neither_codex_desktop_nor_its_launcher() {
+    let home = Home::new();
+    home.program("codex-desktop", WINDOW);
+    let inside = |name: &str| home.root().join("home").join(name);
+    let supervisor = Supervisor::with(&home, &[endpoint("zai", json!({}))]);
+    let mut terminal = home.start_on_terminal(&["launch", "desktop"]);
+    wait_for("Codex Desktop", || inside("started").exists().then_some(()));
+    let left = fs::read_to_string(inside("left")).unwrap().trim().parse().unwrap();
+    let left = Process::open(left).unwrap();
+    terminal.kill().unwrap();
+    // The kernel has told everybody who is to be told before it is gone.
+    terminal.wait().unwrap();
+    assert!(inside(".codex/config.toml").exists());
+    fs::write(inside("quit"), "").unwrap();
+    let end = wait_for("the end of the session", || {
+        supervisor.calls().into_iter().find(|(method, _)| method == "session.end").map(|(_, end)| end)
+    });
+    assert_eq!((&end["exit"], &end["n_left"]), (&json!("exit code 3"), &json!(0)));
+    assert!(inside("seen").exists() && left.has_ended());
+    wait_for("the settings to be restored", || (!inside(".codex/config.toml").exists()).then_some(()));
+}
+
+#[test]
+fn the_keyboard_still_ends_codex_desktop() {
+    let home = Home::new();
+    home.program("codex-desktop", WINDOW);
+    let _supervisor = Supervisor::with(&home, &[endpoint("zai", json!({}))]);
+    let mut terminal = home.start_on_terminal(&["launch", "desktop"]);
+    wait_for("Codex Desktop", || home.root().join("home/started").exists().then_some(()));
+    terminal.stdin.take().unwrap().write_all(b"\x03").unwrap();
+    assert_eq!(terminal.wait().unwrap().code(), Some(5));
+    assert!(!home.root().join("home/.codex/config.toml").exists());
+}
+
+#[test]
+fn on_its_own_login_codex_needs_nobody() {
+    let home = Home::new();
+    home.program("codex", CODEX);
+    let socket = home.paths.control_socket();
+    let run = || home.run(&["launch", "cli", "--default", "--", "login"]);
+    let ended = run();
+    assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (Some(7), "codex ran\n", ""), "{ended:#?}");
+    // Nobody can connect to that.
+    let useless = UnixDatagram::bind(&socket).unwrap();
+    let ended = run();
+    let warning =
+        format!("warning: Codex runs unwatched: the supervisor's socket `{}` cannot be used: ", socket.display());
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(7), "codex ran\n"), "{ended:#?}");
+    assert!(ended.stderr.starts_with(&warning), "{ended:#?}");
+    drop(useless);
+    fs::remove_file(&socket).unwrap();
+    // Nobody answers there.
+    let _silent = UnixListener::bind(&socket).unwrap();
+    let begin = Instant::now();
+    let ended = run();
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(7), "codex ran\n"), "{ended:#?}");
+    assert!(ended.stderr.contains("Codex runs unwatched: the supervisor does not answer in time"), "{ended:#?}");
+    assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+    fs::remove_file(&socket).unwrap();
 }
 
 #[test]
