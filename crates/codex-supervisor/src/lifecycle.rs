@@ -569,11 +569,16 @@ impl Lifecycle {
 
     fn poll_serve(&mut self, now: Instant) -> Option<Command> {
         let revision = self.revision;
-        let has_successor =
-            self.workers.values().any(|worker| worker.stage == Stage::Serving && worker.revision == revision);
-        let outdated = self.workers.iter_mut().find(|(_, worker)| {
-            worker.revision != revision
-                && (matches!(worker.stage, Stage::Starting { .. }) || (worker.stage == Stage::Serving && has_successor))
+        let newest = self.workers.iter().rev();
+        let newest = newest
+            .filter(|(_, worker)| worker.stage == Stage::Serving && worker.revision == revision)
+            .map(|(generation, _)| *generation)
+            .next();
+        let outdated = self.workers.iter_mut().find(|(generation, worker)| match worker.stage {
+            Stage::Starting { .. } => worker.revision != revision,
+            // Of the present revision, too: a supervisor that was killed in the middle of a replacement leaves two.
+            Stage::Serving => newest.is_some_and(|newest| newest != **generation),
+            Stage::Orphan { .. } | Stage::Draining { .. } | Stage::Terminating { .. } | Stage::Killed { .. } => false,
         });
         if let Some((&generation, worker)) = outdated {
             worker.stage = Stage::Draining { until: now + HANDOVER_WITHIN + DRAIN_SLACK };

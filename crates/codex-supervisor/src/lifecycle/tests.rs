@@ -366,6 +366,25 @@ fn an_orphan_with_other_settings_serves_until_its_successor_does() {
     assert!(!commands.iter().any(|c| matches!(c, Command::Kill { .. } | Command::Terminate { .. })), "{commands:?}");
 }
 
+/// Their supervisor was killed when the next worker was ready and the one before had not been told to drain.
+#[test]
+fn of_two_orphans_that_both_fit_the_newer_goes_on() {
+    for order in [[7, 8], [8, 7]] {
+        let mut bench = Bench::new();
+        bench.lifecycle.orphan(bench.now, 7, false);
+        bench.lifecycle.orphan(bench.now, 8, false);
+        bench.lifecycle.want(Wanted::Serve);
+        let mut commands = Vec::new();
+        for generation in order {
+            bench.lifecycle.adopted(bench.now, generation, true);
+            commands.extend(bench.commands());
+        }
+        assert!(commands.contains(&Command::Drain { generation: 7, within: HANDOVER_WITHIN }), "{commands:?}");
+        assert!(!commands.iter().any(|c| matches!(c, Command::Drain { generation: 8, .. } | Command::Spawn { .. })));
+        assert_eq!(bench.lifecycle.phase(), Phase::Serving(8));
+    }
+}
+
 /// What can happen to an endpoint, for random schedules.
 #[derive(Clone, Debug)]
 enum Happening {
