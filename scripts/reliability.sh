@@ -13,7 +13,8 @@
 #   stuck        the worker gets SIGSTOP (20)
 #   freeze       everything gets SIGSTOP for 30 s (4)
 #   busy         three busy threads for each processor, for 10 s (6)
-#   peers        a worker is killed under s6 and under supervisord (100 each)
+#   watch        two workers share a listener by hand: what watches the parts above for that sees it
+#   peers        a worker is killed under us, under s6 and under supervisord (100 each): a table
 #
 #   RELIABILITY_PROGRAMS=DIR  uses the programs there instead of building the release
 #   RELIABILITY_STRICT=       judges counts only, no times
@@ -73,10 +74,11 @@ run() {
     stop) measure stop --count "${2:-5}" && measure_service "stop --count 1" ;;
     stuck) measure stuck --count "${2:-20}" ;;
     freeze) measure freeze --count "${2:-4}" ;;
+    watch) measure watch ;;
     busy) measure busy --count "${2:-6}" ;;
     peers)
       ensure_packages s6-supervise:s6 supervisord:supervisor
-      measure s6 --count "${2:-100}" && measure supervisord --count "${2:-100}"
+      measure peers --count "${2:-100}"
       ;;
     # What the suite runs, with everything said.
     service) shift && measure_service "$@" ;;
@@ -85,7 +87,7 @@ run() {
 }
 
 case $part in
-  all) for part in lifecycle worker replace supervisor both stop stuck freeze busy peers; do run "$part"; done ;;
+  all) for part in lifecycle worker replace supervisor both stop stuck freeze busy watch peers; do run "$part"; done ;;
   service) run "$@" ;;
   *) run "$part" ${count:+"$count"} ;;
 esac

@@ -18,6 +18,11 @@ fn measure(arguments: &str) {
 }
 
 #[test]
+fn the_watch_over_who_accepts_sees_two_that_do() {
+    measure("watch");
+}
+
+#[test]
 fn killed_workers_refuse_nobody_and_codex_goes_on() {
     measure("worker --count 30 --tasks 2");
 }

@@ -25,7 +25,7 @@ use codex_control::tables::Tables;
 use futures_util::{SinkExt, StreamExt};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tokio::io::Interest;
-use tokio::net::UnixStream;
+use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::codec::Framed;
@@ -95,6 +95,8 @@ pub(crate) async fn run_supervised(supervision: Supervision) -> anyhow::Result<(
     }
     worker.looked_at_facts();
     let drain = Drain::new();
+    // Only now: until it has its assignment, connections are to wake the worker before it, not this one.
+    let listener = TcpListener::from_std(listener)?;
     let serving = tokio::spawn(serve::run(Arc::clone(&worker), listener, drain.clone()));
     let warm_up = tokio::spawn({
         let worker = Arc::clone(&worker);

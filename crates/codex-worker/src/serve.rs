@@ -90,8 +90,8 @@ impl Drain {
     }
 }
 
-/// The listener passed as standard input, or a new one at `address`.
-pub(crate) fn listener(address: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
+/// The listener passed as standard input, or a new one at `address`. Nobody waits for its connections yet.
+pub(crate) fn listener(address: Option<SocketAddr>) -> anyhow::Result<StdListener> {
     let listener = match address {
         Some(address) if !address.ip().is_loopback() => {
             bail!("`{address}` is reachable from other machines; listen on a loopback address, e.g. 127.0.0.1:0")
@@ -105,7 +105,7 @@ pub(crate) fn listener(address: Option<SocketAddr>) -> anyhow::Result<TcpListene
         }
     };
     listener.set_nonblocking(true)?;
-    Ok(TcpListener::from_std(listener)?)
+    Ok(listener)
 }
 
 /// Accepts and serves until `drain` begins, then until the last connection has ended or the deadline has passed.

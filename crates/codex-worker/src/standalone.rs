@@ -11,6 +11,7 @@ use codex_control::paths::Paths;
 use codex_control::report::Hinted;
 use codex_control::settings::Settings;
 use codex_control::tables::Tables;
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::arguments::Arguments;
@@ -55,7 +56,7 @@ pub(crate) async fn run(arguments: Arguments, environment: &Environment) -> anyh
     let worker = Worker::new(assignment, tables, address, reports)?;
     println!("listening on http://{address}/v1");
     let drain = Drain::new();
-    let serving = tokio::spawn(serve::run(worker, listener, drain.clone()));
+    let serving = tokio::spawn(serve::run(worker, TcpListener::from_std(listener)?, drain.clone()));
     let reports = tokio::spawn(async move { while discarded.recv().await.is_some() {} });
     serve::until_served(serving, serve::on_stop_signals(|| drain.begin(STOP_TIMEOUT))).await?;
     reports.abort();

@@ -11,6 +11,8 @@ use e2e::http;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::HUNG;
+
 /// Longest wait for anything: whatever takes longer hangs for good.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// Longest silence of a stream: longer than anything is frozen.
@@ -190,6 +192,8 @@ pub(crate) struct Asked {
     pub(crate) refused: usize,
     /// Answered with something else than 200.
     pub(crate) odd: usize,
+    /// Of all of them, those that took longer than [`HUNG`].
+    pub(crate) hung: usize,
     /// The longest that one took.
     pub(crate) longest: Duration,
 }
@@ -221,6 +225,7 @@ impl Load {
             sum.cut += asked.cut;
             sum.refused += asked.refused;
             sum.odd += asked.odd;
+            sum.hung += asked.hung;
             sum.longest = sum.longest.max(asked.longest);
         }
         sum
@@ -241,7 +246,9 @@ impl Asked {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => self.refused += 1,
             Err(_) => self.cut += 1,
         }
-        self.longest = self.longest.max(begin.elapsed());
+        let took = begin.elapsed();
+        self.hung += usize::from(took > HUNG);
+        self.longest = self.longest.max(took);
     }
 }
 

@@ -8,8 +8,10 @@
 //! | [`rig`](mod@rig) | the product, with systemd or without |
 //! | [`drip`] | a provider whose answers last as long as they are wanted |
 //! | [`clients`] | open streams, connections, short requests: who notices |
-//! | [`peers`] | a worker under another supervisor, for comparison |
+//! | [`accepting`] | no two workers of an endpoint accept at once |
+//! | [`peers`] | a worker under us and under other supervisors, for comparison |
 
+mod accepting;
 mod clients;
 mod drip;
 mod peers;
@@ -26,6 +28,7 @@ use e2e::home::{PROVIDER_KEY, scripted_endpoint};
 use e2e::provider::{FakeProvider, Script, Step, When};
 use rustix::process::Signal;
 
+use crate::accepting::Handover;
 use crate::clients::{Knocker, Load, Streams, healthy, wait};
 use crate::drip::Drip;
 use crate::rig::{Rig, answers_after, kill};
@@ -79,14 +82,14 @@ enum Part {
     Freeze,
     /// Three times as many busy threads as processors
     Busy,
-    /// The worker is killed under s6
-    S6,
-    /// The worker is killed under supervisord
-    Supervisord,
+    /// Two workers share a listener, which the watch over the other parts must see
+    Watch,
+    /// The worker is killed under us, under s6 and under supervisord
+    Peers,
 }
 
 /// Longest that any request may take when a worker is killed.
-const HUNG: Duration = Duration::from_secs(1);
+pub(crate) const HUNG: Duration = Duration::from_secs(1);
 /// Kill to accepting: half of the kills, and all but one in a hundred.
 const ACCEPTS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(30));
 /// Start of a supervisor to its taking over of the worker.
@@ -103,6 +106,10 @@ const STREAMS_MORE: usize = 5;
 const KILL_INTERVAL: Duration = Duration::from_millis(120);
 /// Tasks of Codex at the same time.
 const TASKS_AT_ONCE: usize = 2;
+/// Two generations accept beside each other from the next one's being ready to the drain of the one before.
+const HANDS_OVER: Duration = Duration::from_millis(250);
+/// The same where times are not judged.
+const HANDS_OVER_BUSY: Duration = Duration::from_secs(5);
 /// Busy threads for each processor.
 const OVERSUBSCRIPTION: usize = 3;
 
@@ -119,8 +126,8 @@ fn main() -> anyhow::Result<()> {
         Part::Stuck => stick(&options),
         Part::Freeze => freeze(&options),
         Part::Busy => be_busy(&options),
-        Part::S6 => peers::s6(options.count),
-        Part::Supervisord => peers::supervisord(options.count),
+        Part::Watch => accepting::show(),
+        Part::Peers => peers::compare(options.count),
     }
 }
 
@@ -162,6 +169,10 @@ fn rig(options: &Options, base_url: &str) -> anyhow::Result<Rig> {
     if options.service { Rig::service(&settings) } else { Rig::alone(&settings) }
 }
 
+fn handover(options: &Options) -> Handover {
+    Handover::Within(if options.strict { HANDS_OVER } else { HANDS_OVER_BUSY })
+}
+
 fn flowing(options: &Options, rig: &Rig) -> anyhow::Result<Streams> {
     let mut streams = Streams::new(rig.address()?, rig.token()?)?;
     streams.open(options.streams)?;
@@ -194,6 +205,7 @@ fn kill_workers(options: &Options) -> anyhow::Result<()> {
     let provider = FakeProvider::start(script);
     let rig = rig(options, &provider.base_url())?;
     let (address, token) = (rig.address()?, rig.token()?);
+    let watch = rig.watch(Handover::Never);
     let knocker = Knocker::start(address);
     let load = Load::start(address, &token, 2);
     let mut tasks = Tasks { wanted: options.tasks, ..Tasks::default() };
@@ -216,6 +228,7 @@ fn kill_workers(options: &Options) -> anyhow::Result<()> {
     );
     ensure!(asked.refused + asked.odd + knocks.refused == 0 && asked.answered > 0, "requests were refused");
     ensure!(!options.strict || asked.longest <= HUNG, "a request hung for {:?}", asked.longest);
+    watch.finish()?;
     times.judge("kill to accepting", options, &[(50, ACCEPTS.0), (99, ACCEPTS.1)])?;
     rig.stop()
 }
@@ -256,6 +269,7 @@ fn replace(options: &Options) -> anyhow::Result<()> {
     let drip = Drip::start()?;
     let rig = rig(options, &drip.base_url())?;
     let address = rig.address()?;
+    let watch = rig.watch(handover(options));
     let (knocker, load) = (Knocker::start(address), Load::start(address, &rig.token()?, 2));
     let mut streams = flowing(options, &rig)?;
     for (what, act) in [
@@ -279,6 +293,7 @@ fn replace(options: &Options) -> anyhow::Result<()> {
     judge_streams(&streams, &drip, knocker, load)?;
     // With their streams the replaced workers end, too.
     rig.wait_single()?;
+    watch.finish()?;
     rig.stop()
 }
 
@@ -287,6 +302,7 @@ fn kill_supervisors(options: &Options) -> anyhow::Result<()> {
     let drip = Drip::start()?;
     let rig = rig(options, &drip.base_url())?;
     let address = rig.address()?;
+    let watch = rig.watch(Handover::Never);
     let (knocker, load) = (Knocker::start(address), Load::start(address, &rig.token()?, 2));
     let mut streams = flowing(options, &rig)?;
     let before = rig.wait_running()?;
@@ -307,6 +323,7 @@ fn kill_supervisors(options: &Options) -> anyhow::Result<()> {
         adopted.add(rig.adoption()?);
     }
     judge_streams(&streams, &drip, knocker, load)?;
+    watch.finish()?;
     back.judge("kill to a supervised worker", options, &[])?;
     adopted.judge("start of the next supervisor to adoption", options, &[(100, ADOPTS)])?;
     rig.stop()
@@ -319,6 +336,7 @@ fn kill_both(options: &Options) -> anyhow::Result<()> {
     let address = rig.address()?;
     // Without a service manager nobody holds the listener then: only after that is nobody to be refused.
     let knocker = options.service.then(|| Knocker::start(address));
+    let watch = rig.watch(Handover::Never);
     let mut times = Times::default();
     for n in 0..options.count {
         let (supervisor, worker) = (rig.supervisor()?, rig.worker()?);
@@ -334,6 +352,7 @@ fn kill_both(options: &Options) -> anyhow::Result<()> {
         println!("  connections: {} made, {} refused", knocks.connected, knocks.refused);
         ensure!(knocks.refused == 0, "connections were refused");
     }
+    watch.finish()?;
     times.judge("kill to serving", options, &[(99, SERVES)])?;
     rig.stop()
 }
@@ -365,6 +384,7 @@ fn stick(options: &Options) -> anyhow::Result<()> {
     let drip = Drip::start()?;
     let rig = rig(options, &drip.base_url())?;
     let address = rig.address()?;
+    let watch = rig.watch(handover(options));
     let knocker = Knocker::start(address);
     let mut times = Times::default();
     for _ in 0..options.count {
@@ -379,6 +399,7 @@ fn stick(options: &Options) -> anyhow::Result<()> {
     let knocks = knocker.finish();
     println!("  connections: {} made, {} refused", knocks.connected, knocks.refused);
     ensure!(knocks.refused == 0, "connections were refused");
+    watch.finish()?;
     times.judge("SIGSTOP to an answer of the next worker", options, &[(100, REPLACES_STUCK)])?;
     rig.stop()
 }

@@ -18,6 +18,7 @@ use e2e::leftovers;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::accepting::{Handover, Watch};
 use crate::clients::{PATIENCE, healthy, wait};
 
 /// The endpoint that everything happens to.
@@ -149,6 +150,11 @@ impl Rig {
             ensure!(status.success(), "systemctl reset-failed: {status}");
         }
         Ok(())
+    }
+
+    /// Watches who accepts, until the watch is finished.
+    pub(crate) fn watch(&self, allowed: Handover) -> Watch {
+        Watch::start(&self.programs.join("codex-worker"), ENDPOINT, allowed)
     }
 
     /// Puts other program files in the place of the present ones, as an installation does.
