@@ -155,6 +155,13 @@ impl Failure {
         }
     }
 
+    /// As [`from_error_value`](Self::from_error_value), for the text that came, be it JSON or not. Its first
+    /// [`BODY_BYTES_MAX`] bytes count.
+    pub fn from_error_text(text: &str) -> Self {
+        let text = &text[..text.floor_char_boundary(BODY_BYTES_MAX)];
+        Self::from_error_value(&Value::String(text.to_owned()))
+    }
+
     /// Reads an error that came inside a stream: the error object, or an object that has it under a usual name.
     pub fn from_error_value(value: &Value) -> Self {
         let mut facts = Facts::default();

@@ -371,7 +371,7 @@ impl Rest {
         /// What ends a stream of Chat Completions, the only protocol whose hosts do this.
         const DONE: Frame<'static> = Frame { event: "", data: "[DONE]" };
         if body.trim_start().starts_with('<') {
-            let mut failure = Failure::from_error_value(&serde_json::Value::String(body.to_owned()));
+            let mut failure = Failure::from_error_text(body);
             failure.class = FailureClass::Malformed;
             self.fail(failure, out);
         } else if json::parse(body).is_ok() {

@@ -123,15 +123,26 @@ enum Packed<'a> {
 /// a false one, and a missing one is something every reader has to cope with anyway. Without any part that fits, the
 /// text still opens, to nothing.
 pub fn seal(key: &[u8; 32], origin: &Origin, parts: &[Part]) -> String {
-    let mut kept: Vec<&Part> = parts.iter().collect();
+    // The longest part is what breaks the bound; ids and signatures are short and matter more.
+    let mut by_length: Vec<usize> = (0..parts.len()).collect();
+    by_length.sort_by_key(|index| parts[*index].bytes());
+    let mut n_bytes: usize = parts.iter().map(Part::bytes).sum();
     loop {
+        // Sealed they are a third longer at least: what cannot fit is not tried, since each try costs a pass over all.
+        while n_bytes > SEALED_BYTES_MAX / 4 * 3
+            && let Some(longest) = by_length.pop()
+        {
+            n_bytes -= parts[longest].bytes();
+        }
+        let mut kept = by_length.clone();
+        kept.sort_unstable();
+        let kept: Vec<&Part> = kept.into_iter().map(|index| &parts[index]).collect();
         let sealed = seal_all(key, origin, &kept);
-        if sealed.len() <= SEALED_BYTES_MAX || kept.is_empty() {
+        if sealed.len() <= SEALED_BYTES_MAX {
             return sealed;
         }
-        // The longest part is what broke the bound; ids and signatures are short and matter more.
-        let longest = kept.iter().enumerate().max_by_key(|(_, part)| part.bytes()).map_or(0, |(index, _)| index);
-        kept.remove(longest);
+        let Some(longest) = by_length.pop() else { return sealed };
+        n_bytes -= parts[longest].bytes();
     }
 }
 
@@ -188,7 +199,8 @@ fn mac(key: &[u8; 32], bytes: &[u8]) -> Hmac<Sha256> {
 }
 
 impl Part {
-    fn bytes(&self) -> usize {
+    /// Bytes of its texts.
+    pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::ReasoningContent(text)
             | Self::ReasoningDetails(text)

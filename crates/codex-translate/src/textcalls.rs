@@ -41,6 +41,10 @@ const TAG_BYTES_MAX: usize = 512;
 /// Longest markup of one group of calls. A patch of a megabyte fits; what is longer was never meant to be run.
 const MARKUP_BYTES_MAX: usize = 4 << 20;
 
+/// Most bytes of calls that are kept until the answer is over, and most calls: as many as a host may give itself.
+const FOUND_BYTES_MAX: usize = 16 << 20;
+const FOUND_CALLS_MAX: usize = 256;
+
 /// Markup is looked at again while it is this short, for whether it still can be a call.
 const PLAUSIBLE_BYTES_MAX: usize = 256;
 
@@ -73,6 +77,8 @@ enum Opening {
 #[derive(Debug, Default)]
 struct Found {
     calls: Vec<ToolCall>,
+    /// Bytes of the calls.
+    held_bytes: usize,
     /// A call began whose end is missing.
     is_cut: bool,
     /// A call was there whose arguments cannot be read.
@@ -80,10 +86,16 @@ struct Found {
 }
 
 impl Found {
+    /// Adds what stood behind it. Beyond the limits the calls are no longer kept, and count as garbled: an answer with so
+    /// many was never meant to be run.
     fn add(&mut self, more: Self) {
+        self.held_bytes += more.held_bytes;
         self.calls.extend(more.calls);
         self.is_cut |= more.is_cut;
         self.is_garbled |= more.is_garbled;
+        if self.held_bytes > FOUND_BYTES_MAX || self.calls.len() > FOUND_CALLS_MAX {
+            *self = Self { is_cut: self.is_cut, is_garbled: true, ..Self::default() };
+        }
     }
 }
 
@@ -137,6 +149,18 @@ impl TextCalls {
             thought: Found::default(),
             has_structured: false,
         }
+    }
+
+    /// How much is kept, in bytes, for tests of what is held.
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        let of_channel = |Channel { held, prose: _, capture }: &Channel| {
+            held.len() + capture.as_ref().map_or(0, |capture| capture.space.len() + capture.markup.len())
+        };
+        let Self { tools: _, text, reasoning, found, thought, has_structured: _ } = self;
+        let of_call = |call: &ToolCall| call.name.len() + call.arguments.len();
+        let of_found = |found: &Found| found.calls.iter().map(of_call).sum::<usize>();
+        of_channel(text) + of_channel(reasoning) + of_found(found) + of_found(thought)
     }
 
     /// Rewrites `deltas` in place. What one call leaves held back comes out of a later one, at the latest with the stop.
@@ -399,6 +423,7 @@ impl Found {
         if name.is_empty() {
             self.is_garbled = true;
         } else {
+            self.held_bytes += name.len() + arguments.len() + upstream_id.as_ref().map_or(0, String::len);
             self.calls.push(ToolCall { upstream_id, name, arguments, extra_content: None });
         }
     }

@@ -24,8 +24,6 @@
 mod event;
 mod usage;
 
-use serde_json::Value;
-
 use crate::delta::{Delta, StopReason, ToolCall};
 use crate::json::{self, Kind, Raw};
 use crate::sealed::Part;
@@ -37,7 +35,8 @@ use crate::{Decode, DecodeError, Failure, FailureClass, Frame};
 use event::{Event, decoded};
 use usage::Counts;
 
-/// Most bytes of thinking and of tool input in one answer, which are kept until their block is closed.
+/// Most bytes that are kept of one answer until a block is closed or the answer is over: thinking and its signatures,
+/// names, ids and input of tools. What was given out of them counts on, so that a block cannot be begun for ever.
 ///
 /// Thirty times the longest output of any model. Text is passed on as it comes, and does not count here.
 pub const HELD_BYTES_MAX: usize = 16 << 20;
@@ -145,8 +144,7 @@ impl Decoder {
         let event = Event::parse(payload)?;
         let kind = if event.kind.is_empty() { name } else { &*event.kind };
         if kind == "error" || name == "error" || event.error.is_some() || !is_known(kind) && event.has_error_words {
-            let error = serde_json::from_str::<Value>(payload).unwrap_or_default();
-            self.fail(Failure::from_error_value(&error), out);
+            self.fail(Failure::from_error_text(payload), out);
             return Ok(());
         }
         if !is_known(kind) || kind == "ping" {
@@ -189,6 +187,9 @@ impl Decoder {
         let content = message.content.unwrap_or(Raw::NULL);
         self.text(&decoded(content), out);
         for block in content.elements() {
+            if self.n_blocks > BLOCKS_MAX {
+                return;
+            }
             self.start(None, block, out);
             self.stop(None, out);
         }
@@ -218,12 +219,13 @@ impl Decoder {
             }
             "thinking" => {
                 let text = member("thinking").into_owned();
+                let signature = member("signature").into_owned();
+                self.held_bytes += text.len() + signature.len();
                 if !text.is_empty() {
-                    self.held_bytes += text.len();
                     self.give_whole(out);
                     out.push(Delta::Reasoning(text.clone()));
                 }
-                Block::Thinking { text, signature: member("signature").into_owned() }
+                Block::Thinking { text, signature }
             }
             "redacted_thinking" => {
                 let data = member("data");
@@ -235,18 +237,23 @@ impl Decoder {
             }
             "tool_use" => {
                 let id = member("id").into_owned();
+                let name = tool_name(&member("name"), &self.tools);
                 let input = Input::from_start(block.get("input"));
-                self.held_bytes += input.start.as_ref().map_or(0, String::len);
+                self.held_bytes += id.len() + name.len() + input.held_bytes();
                 self.held.push(Held::Call(HeldCall {
                     id: Some(id).filter(|id| !id.is_empty()),
-                    name: tool_name(&member("name"), &self.tools),
+                    name,
                     input,
                     arguments: None,
                     is_followed: false,
                 }));
                 Block::Call(self.n_given + self.held.len() - 1)
             }
-            "server_tool_use" if member("name") == WEB_SEARCH => Block::Search(Input::from_start(block.get("input"))),
+            "server_tool_use" if member("name") == WEB_SEARCH => {
+                let input = Input::from_start(block.get("input"));
+                self.held_bytes += input.held_bytes();
+                Block::Search(input)
+            }
             _ => Block::Ignored,
         };
         self.open.push(Open { index, block: begun });
@@ -325,7 +332,10 @@ impl Decoder {
             && !given.is_empty()
         {
             // Set, not added to, as Anthropic's own clients do: the start of a block may have it already.
+            let n_before = signature.len();
+            let n_now = given.len();
             *signature = given;
+            self.held_bytes = self.held_bytes - n_before + n_now;
         }
     }
 
@@ -338,15 +348,15 @@ impl Decoder {
         let takes_input = |open: &Open| matches!(open.block, Block::Call(_) | Block::Search(_));
         let place = self.place_of(index).filter(|place| !matches!(self.open[*place].block, Block::Text));
         let Some(place) = place.or_else(|| self.open.iter().rposition(takes_input)) else { return };
-        self.held_bytes += piece.len();
-        match &mut self.open[place].block {
-            Block::Call(number) => {
-                if let Some(call) = held_call(&mut self.held, self.n_given, *number) {
-                    call.input.pieces.push(&piece);
-                }
-            }
-            Block::Search(input) => input.pieces.push(&piece),
-            Block::Text | Block::Thinking { .. } | Block::Ignored => {}
+        let input = match &mut self.open[place].block {
+            Block::Call(number) => held_call(&mut self.held, self.n_given, *number).map(|call| &mut call.input),
+            Block::Search(input) => Some(input),
+            Block::Text | Block::Thinking { .. } | Block::Ignored => None,
+        };
+        if let Some(input) = input {
+            self.held_bytes -= input.held_bytes();
+            input.pieces.push(&piece);
+            self.held_bytes += input.held_bytes();
         }
     }
 
@@ -479,7 +489,7 @@ impl Decoder {
             return Ok(());
         }
         if name == "error" {
-            self.fail(Failure::from_error_value(&Value::String(payload.to_owned())), out);
+            self.fail(Failure::from_error_text(payload), out);
             return Ok(());
         }
         let mut first_bad = None;
@@ -563,6 +573,11 @@ impl Input {
             _ => {}
         }
         begun
+    }
+
+    /// How much is kept, in bytes.
+    fn held_bytes(&self) -> usize {
+        self.start.as_ref().map_or(0, String::len) + self.pieces.held_bytes()
     }
 
     /// Whether nothing was given at all.

@@ -24,8 +24,6 @@ mod usage;
 
 use std::borrow::Cow;
 
-use serde_json::Value;
-
 use crate::delta::{Delta, StopReason, Usage};
 use crate::json::{self, Kind, Raw, Str};
 use crate::sealed::Part;
@@ -54,8 +52,6 @@ pub struct Decoder {
     think: think::Split,
     calls: Calls,
     details: Details,
-    /// Bytes of `reasoning_details` added so far.
-    details_bytes: usize,
     /// Where the readable reasoning comes from. The same text often comes by two ways; the first one is followed.
     source: Option<Source>,
     /// Reasoning from a field, since it was last given out as state.
@@ -130,7 +126,7 @@ impl Decoder {
     }
 
     fn check_held(&mut self, out: &mut Vec<Delta>) {
-        if self.held_bytes() > HELD_BYTES_MAX {
+        if self.held_bytes() > HELD_BYTES_MAX || self.details.is_full() {
             let message = format!("the answer holds more than {HELD_BYTES_MAX} bytes of tool calls or state");
             self.fail(Failure::new(FailureClass::Malformed, message), out);
         }
@@ -159,7 +155,6 @@ impl Decoder {
         let by_field = if said.reasoning_content.is_empty() { said.reasoning } else { said.reasoning_content };
         self.reasoning(Source::Field, by_field.decode().into_owned(), out);
         if let Some(details) = said.reasoning_details {
-            self.details_bytes += details.text().len();
             let text = self.details.add(details);
             self.reasoning(Source::Details, text, out);
         }
@@ -259,7 +254,7 @@ impl Decoder {
         if text.is_empty() {
             return;
         }
-        let has_state = !self.trace.is_empty() || self.details_bytes > 0;
+        let has_state = !self.trace.is_empty() || !self.details.is_empty();
         if (has_state || self.ending.is_some()) && !text.trim_ascii().is_empty() {
             self.doubt_ending();
             self.give_state(out);
@@ -289,7 +284,6 @@ impl Decoder {
         if !trace.trim_ascii().is_empty() {
             out.push(Delta::Opaque(Part::ReasoningContent(trace)));
         }
-        self.details_bytes = 0;
         if let Some(details) = self.details.take() {
             out.push(Delta::Opaque(Part::ReasoningDetails(details)));
         }
@@ -333,7 +327,7 @@ impl Decoder {
         self.calls.held_bytes()
             + self.think.held_bytes()
             + self.trace.len()
-            + self.details_bytes
+            + self.details.held_bytes()
             + self.message_text.len()
             + self.message_reasoning.len()
     }
@@ -349,6 +343,9 @@ impl Decoder {
         if payload.starts_with('[') {
             let list = json::parse(payload).map_err(|_| unreadable())?;
             for element in list.elements().filter(|element| element.kind() == Kind::Object) {
+                if self.is_over {
+                    return Ok(());
+                }
                 self.payload(event, element.text(), out).map_err(|_| unreadable())?;
             }
             return Ok(());
@@ -370,7 +367,7 @@ impl Decoder {
             return first_bad.map_or(Ok(()), |line| Err(DecodeError::Json { excerpt: excerpt(line).to_owned() }));
         }
         if event == "error" {
-            self.fail(Failure::from_error_value(&Value::String(payload.to_owned())), out);
+            self.fail(Failure::from_error_text(payload), out);
             return Ok(());
         }
         Err(unreadable())
@@ -419,23 +416,19 @@ impl Decode for Decoder {
 
 /// The failure that a chunk reports, if it does: an answer that began with HTTP 200 can still fail.
 fn in_band_failure(event: &str, payload: &str, chunk: &Chunk<'_>) -> Option<Failure> {
-    let value = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
-    if chunk.error.or(chunk.choice.as_ref().and_then(|choice| choice.error)).is_some() {
+    if chunk.error.is_some() {
         // All of the chunk: some hosts put the code beside the error.
-        let mut whole = value(payload);
-        if chunk.error.is_none()
-            && let Some(error) = chunk.choice.as_ref().and_then(|choice| choice.error)
-        {
-            whole = value(error.text());
-        }
-        return Some(Failure::from_error_value(&whole));
+        return Some(Failure::from_error_text(payload));
+    }
+    if let Some(error) = chunk.choice.as_ref().and_then(|choice| choice.error) {
+        return Some(Failure::from_error_text(error.text()));
     }
     let base_code = chunk.base_resp.and_then(|base| base.get("status_code"));
     if base_code.is_some_and(|code| code.text() != "0") {
-        return Some(Failure::from_error_value(&value(payload)));
+        return Some(Failure::from_error_text(payload));
     }
     let is_error = chunk.is_error_object || event == "error" || chunk.has_error_words && chunk.usage.is_none();
-    (!chunk.has_choices && chunk.data.is_none() && is_error).then(|| Failure::from_error_value(&value(payload)))
+    (!chunk.has_choices && chunk.data.is_none() && is_error).then(|| Failure::from_error_text(payload))
 }
 
 /// What a finish reason means; `Err` for one that means a failure. Reasons nobody has seen yet are a good end.
@@ -453,3 +446,6 @@ fn ending(reason: &str) -> Result<Ending, FailureClass> {
 fn excerpt(text: &str) -> &str {
     &text[..text.floor_char_boundary(EXCERPT_BYTES_MAX)]
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@ use crate::delta::ToolCall;
 use crate::sealed::{self, Opened, Part};
 use crate::{FailureClass, Request, StopReason, anthropic};
 
+mod bounds;
 mod compaction;
 mod limit;
 
@@ -870,7 +871,9 @@ fn limits_end_an_answer_in_an_orderly_way() {
     let rows = [
         (long(json!({"content": megabyte}), 18), "the answer is longer than"),
         (
-            long(json!({"tool_calls": [{"index": 0, "function": {"name": "look", "arguments": megabyte}}]}), 18),
+            // Pieces to be joined, as the first shows: the same over and over again would be kept once.
+            long(json!({"tool_calls": [{"index": 0, "function": {"name": "look", "arguments": "{"}}]}), 1)
+                + &long(json!({"tool_calls": [{"index": 0, "function": {"name": "look", "arguments": megabyte}}]}), 18),
             "the answer holds more than",
         ),
         (format!("data: {}", megabyte.repeat(9)), "an event of the stream is longer than"),

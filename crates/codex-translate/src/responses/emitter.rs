@@ -33,8 +33,8 @@ use crate::sealed::{self, Origin, Part};
 use crate::tools::{CUSTOM_ARGUMENT, ToolKind};
 use crate::{Failure, FailureClass};
 
-/// Most bytes of text and reasoning in one answer. They are kept until their item is done, and again for the terminal
-/// event; 128 000 tokens, the longest output known, are some 500 kB.
+/// Most bytes kept of one answer: the finished items, which stand in the terminal event again, the text of the open one,
+/// and upstream state that waits for an item. 128 000 tokens, the longest output known, are some 500 kB.
 pub const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// Most bytes of white space kept until something visible follows it.
@@ -80,6 +80,8 @@ pub struct Emitter {
     held_space: String,
     /// Upstream state that no item has taken yet.
     parts: Vec<Part>,
+    /// Bytes of `parts`.
+    parts_bytes: usize,
     /// The summary so far, where one is asked for in place of an answer.
     summary: Option<String>,
     usage: Option<Usage>,
@@ -88,7 +90,6 @@ pub struct Emitter {
     /// The answer goes on in the middle of a text.
     is_going_on: bool,
     has_call: bool,
-    answer_bytes: usize,
     stage: Stage,
     is_over: bool,
 }
@@ -138,12 +139,12 @@ impl Emitter {
             open: Open::None,
             held_space: String::new(),
             parts: Vec::new(),
+            parts_bytes: 0,
             summary,
             usage: None,
             usage_before: Vec::new(),
             is_going_on: false,
             has_call: false,
-            answer_bytes: 0,
             stage: Stage::Nothing,
             is_over: false,
         }
@@ -172,9 +173,19 @@ impl Emitter {
         self.summary.is_some()
     }
 
-    /// Whether the answer has reached [`ANSWER_BYTES_MAX`].
+    /// Whether more is kept of the answer than [`ANSWER_BYTES_MAX`].
     pub fn is_full(&self) -> bool {
-        self.answer_bytes > ANSWER_BYTES_MAX
+        self.held_bytes() > ANSWER_BYTES_MAX
+    }
+
+    /// How much is kept of the answer, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        let open = match &self.open {
+            Open::None => 0,
+            Open::Message { text, .. } | Open::Reasoning { text, .. } => text.len(),
+        };
+        let summary = self.summary.as_ref().map_or(0, String::len);
+        self.output.len() + open + self.held_space.len() + self.parts_bytes + summary
     }
 
     /// What the answer has cost, all of its parts.
@@ -224,7 +235,7 @@ impl Emitter {
     /// What follows is the rest of the text that is open.
     pub fn go_on(&mut self) {
         self.is_going_on = true;
-        self.parts.clear();
+        self.take_parts();
         self.usage_before.extend(self.usage.take());
     }
 
@@ -242,9 +253,8 @@ impl Emitter {
     pub fn set_origin(&mut self, origin: Origin) {
         self.config.origin = origin;
         self.held_space.clear();
-        self.parts.clear();
+        self.take_parts();
         if let Some(summary) = &mut self.summary {
-            self.answer_bytes -= summary.len();
             summary.clear();
         }
         self.usage = None;
@@ -282,18 +292,19 @@ impl Emitter {
             return;
         }
         // State that waits for an item of the answer is not for this one.
-        let parts = std::mem::take(&mut self.parts);
+        let parts = self.take_parts();
         self.open_reasoning(out);
         self.write_reasoning(text, out);
         self.close_item(out);
-        self.parts = parts;
+        for part in parts {
+            self.add_part(part);
+        }
     }
 
     /// Adds visible text.
     pub fn text(&mut self, text: &str, out: &mut Vec<u8>) {
         if let Some(summary) = &mut self.summary {
             summary.push_str(text);
-            self.answer_bytes += text.len();
             return;
         }
         // State that came after the text before has its place between the two.
@@ -330,7 +341,7 @@ impl Emitter {
     pub fn opaque(&mut self, part: Part) {
         // What was thought for the rest of a text belongs to a request that Codex knows nothing of.
         if self.summary.is_none() && !self.is_going_on {
-            self.parts.push(part);
+            self.add_part(part);
         }
     }
 
@@ -343,10 +354,10 @@ impl Emitter {
         let call_ids: Vec<String> = calls.iter().map(|call| self.call_id(call)).collect();
         for (call, call_id) in calls.iter().zip(&call_ids) {
             if let Some(upstream_id) = call.upstream_id.as_ref().filter(|id| *id != call_id) {
-                self.parts.push(Part::UpstreamId { call_id: call_id.clone(), upstream_id: upstream_id.clone() });
+                self.add_part(Part::UpstreamId { call_id: call_id.clone(), upstream_id: upstream_id.clone() });
             }
             if let Some(extra_content) = call.extra_content.clone() {
-                self.parts.push(Part::ToolExtra { call_id: call_id.clone(), extra_content });
+                self.add_part(Part::ToolExtra { call_id: call_id.clone(), extra_content });
             }
         }
         self.close(out);
@@ -493,7 +504,6 @@ impl Emitter {
             all.push_str(text);
             delta.write(out, self.sequence_number, text);
             self.sequence_number += 1;
-            self.answer_bytes += text.len();
         }
     }
 
@@ -515,7 +525,6 @@ impl Emitter {
             all.push_str(text);
             delta.write(out, self.sequence_number, text);
             self.sequence_number += 1;
-            self.answer_bytes += text.len();
         }
     }
 
@@ -559,8 +568,18 @@ impl Emitter {
         }
     }
 
+    fn add_part(&mut self, part: Part) {
+        self.parts_bytes += size_of::<Part>() + part.bytes();
+        self.parts.push(part);
+    }
+
+    fn take_parts(&mut self) -> Vec<Part> {
+        self.parts_bytes = 0;
+        std::mem::take(&mut self.parts)
+    }
+
     fn take_state(&mut self) -> Option<String> {
-        let parts = std::mem::take(&mut self.parts);
+        let parts = self.take_parts();
         (!parts.is_empty()).then(|| sealed::seal(&self.config.seal_key, &self.config.origin, &parts))
     }
 

@@ -44,66 +44,167 @@ impl Unusable {
 pub(crate) fn arguments_of(tool: Option<&Tool>, fragments: &Fragments) -> Result<String, Unusable> {
     arguments(fragments).or_else(|why| {
         let takes_text = tool.is_some_and(|tool| tool.kind == ToolKind::Custom);
-        let text = if takes_text { free_text(fragments.text()) } else { None };
+        let text = if takes_text { fragments.readings().find_map(|text| free_text(&text)) } else { None };
         text.map(|text| json!({ CUSTOM_ARGUMENT: text }).to_string()).ok_or(why)
     })
 }
 
-/// The object that `fragments`, joined, stand for, as JSON text. Nothing at all is `{}`.
+/// The object that `fragments` stand for, as JSON text. Nothing at all is `{}`.
 pub(crate) fn arguments(fragments: &Fragments) -> Result<String, Unusable> {
-    let problem = match object(&fragments.text) {
-        Ok(object) => return Ok(object),
-        Err(problem) => problem,
-    };
-    // Some hosts repeat in each chunk all that came before.
-    match fragments.cumulative() {
-        Some(last) => object(last),
-        None => Err(problem),
+    let mut problem = None;
+    for reading in fragments.readings() {
+        match object(&reading) {
+            Ok(object) => return Ok(object),
+            Err(why) => problem = problem.or(Some(why)),
+        }
     }
+    Err(problem.unwrap_or(Unusable::Garbled))
 }
 
-/// Arguments as they came, in order.
-#[derive(Clone, Debug, Default)]
+/// Most bytes of fragments that each begin with the one before and are joined all the same. Pieces of one text that
+/// happen to be like that, such as white space, are few and short.
+const JOINED_BYTES_MAX: usize = 64 << 10;
+
+/// Arguments as they came.
+///
+/// Most hosts send pieces to be joined; some repeat in each chunk all that came before. Which of the two it is cannot be
+/// told from one fragment, so as long as each begins with the one before, only the last is kept, and how long the others
+/// were: what is kept grows with what the arguments are, not with how often they are repeated.
+#[derive(Clone, Debug)]
 pub(crate) struct Fragments {
+    /// All fragments joined; the last one alone as long as there are `lengths`.
     text: String,
-    /// Where each fragment ends in `text`.
-    ends: Vec<usize>,
+    /// How long each fragment was, as long as each has begun with the one before.
+    lengths: Option<Vec<usize>>,
+    /// What can be told of the object in `text`.
+    object: Outline,
+    /// Too much to be joined: what was meant cannot be known any more.
+    is_lost: bool,
+}
+
+impl Default for Fragments {
+    fn default() -> Self {
+        Self { text: String::new(), lengths: Some(Vec::new()), object: Outline::default(), is_lost: false }
+    }
 }
 
 impl Fragments {
     /// Adds one fragment; an empty one is nothing.
     pub(crate) fn push(&mut self, fragment: &str) {
-        if !fragment.is_empty() {
-            self.text.push_str(fragment);
-            self.ends.push(self.text.len());
+        if fragment.is_empty() || self.is_lost {
+            return;
+        }
+        let fresh = match &mut self.lengths {
+            Some(lengths) => {
+                if let Some(fresh) = fragment.strip_prefix(self.text.as_str()) {
+                    lengths.push(fragment.len());
+                    fresh
+                } else {
+                    self.join();
+                    fragment
+                }
+            }
+            None => fragment,
+        };
+        if !self.is_lost {
+            self.object.follow(&mut self.text, fresh);
         }
     }
 
-    /// All fragments joined.
+    /// The text so far: all fragments joined, or the last one where each begins with the one before.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
-    /// The last fragment, if each begins with the one before.
-    fn cumulative(&self) -> Option<&str> {
-        let mut previous = "";
-        let mut start = 0;
-        for &end in &self.ends {
-            let fragment = &self.text[start..end];
-            if !fragment.starts_with(previous) {
-                return None;
-            }
-            previous = fragment;
-            start = end;
+    /// Whether the text so far is a whole object with something in it.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.object.is_whole
+    }
+
+    /// How much is kept, in bytes.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.text.len() + self.lengths.as_ref().map_or(0, |lengths| size_of_val(lengths.as_slice()))
+    }
+
+    /// What is allocated, for tests of what is held.
+    #[cfg(test)]
+    pub(crate) fn allocated_bytes(&self) -> usize {
+        let Self { text, lengths, object: _, is_lost: _ } = self;
+        text.capacity() + lengths.as_ref().map_or(0, |lengths| lengths.capacity() * size_of::<usize>())
+    }
+
+    /// What the fragments can mean together, the likeliest first.
+    fn readings(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        let as_kept = (!self.is_lost).then_some(Cow::Borrowed(self.text.as_str()));
+        let is_joined = self.lengths.as_ref().is_none_or(|lengths| lengths.len() < 2);
+        let joined = if is_joined { None } else { self.joined() };
+        as_kept.into_iter().chain(joined.map(Cow::Owned))
+    }
+
+    /// All fragments of which the last is kept, joined.
+    fn joined(&self) -> Option<String> {
+        let lengths = self.lengths.as_ref()?;
+        let n_bytes = lengths.iter().fold(0_usize, |sum, length| sum.saturating_add(*length));
+        let is_short = n_bytes <= JOINED_BYTES_MAX || lengths.len() < 2;
+        is_short.then(|| lengths.iter().map(|length| &self.text[..*length]).collect())
+    }
+
+    /// Goes over to keeping all fragments joined.
+    fn join(&mut self) {
+        let joined = self.joined();
+        self.is_lost = joined.is_none();
+        self.lengths = None;
+        self.text.clear();
+        self.object = Outline::default();
+        if let Some(joined) = joined {
+            self.object.follow(&mut self.text, &joined);
         }
-        (self.ends.len() > 1).then_some(previous)
     }
 }
 
-/// Whether `text` is a whole object with something in it.
-pub(crate) fn is_whole(text: &str) -> bool {
-    // The cheap test first: this is asked for each fragment of long arguments.
-    text.trim_end().ends_with('}') && json::parse(text).is_ok_and(|value| value.entries().next().is_some())
+/// The brackets of a JSON text that grows: enough to know when it is worth to be parsed, which is once.
+#[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one independent fact about the text so far")]
+struct Outline {
+    depth: usize,
+    in_string: bool,
+    is_escaped: bool,
+    /// The first bracket was closed.
+    is_closed: bool,
+    /// The text is one object with something in it.
+    is_whole: bool,
+}
+
+impl Outline {
+    /// Adds `fresh` to `text`, which was followed so far.
+    fn follow(&mut self, text: &mut String, fresh: &str) {
+        text.push_str(fresh);
+        let was_closed = self.is_closed;
+        for byte in fresh.bytes() {
+            if self.is_closed {
+                if !byte.is_ascii_whitespace() {
+                    self.is_whole = false;
+                    return;
+                }
+            } else if self.in_string {
+                self.in_string = byte != b'"' || self.is_escaped;
+                self.is_escaped = byte == b'\\' && !self.is_escaped;
+            } else {
+                match byte {
+                    b'"' => self.in_string = true,
+                    b'{' | b'[' => self.depth += 1,
+                    b'}' | b']' => {
+                        self.depth = self.depth.saturating_sub(1);
+                        self.is_closed = self.depth == 0;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        if self.is_closed && !was_closed {
+            self.is_whole = json::parse(text).is_ok_and(|value| value.entries().next().is_some());
+        }
+    }
 }
 
 /// The object that `text` stands for.
@@ -294,6 +395,50 @@ mod tests {
     }
 
     #[test]
+    fn what_is_repeated_in_each_chunk_is_kept_once() {
+        const STEP_BYTES: usize = 7;
+        let text = json!({"patch": "+ let x = {\"a\": [1]};\n".repeat(8_000)}).to_string();
+        assert!(text.len() > 200_000);
+        let mut fragments = Fragments::default();
+        let mut n_steps = 0;
+        for end in (STEP_BYTES..text.len()).step_by(STEP_BYTES).chain([text.len(), text.len()]) {
+            fragments.push(&text[..end]);
+            assert_eq!(fragments.is_whole(), end == text.len());
+            n_steps += 1;
+        }
+        assert!(fragments.held_bytes() <= text.len() + n_steps * size_of::<usize>());
+        assert_eq!(arguments(&fragments).as_deref(), Ok(text.as_str()));
+        // What goes on otherwise after so much repetition means nothing.
+        fragments.push("{");
+        assert_eq!((arguments(&fragments), fragments.held_bytes()), (Err(Unusable::Garbled), 0));
+    }
+
+    #[test]
+    fn an_object_is_whole_from_its_last_bracket_to_whatever_follows() {
+        let rows: [(&[&str], &[bool]); 8] = [
+            (&["{\"a\":\"}", "\"", "} ", "\n", "x"], &[false, false, true, true, false]),
+            (&["{", "}"], &[false, false]),
+            (&["{\"a\":[{}]", "}"], &[false, true]),
+            (&["{\"a\":\"\\\"}\"", "}"], &[false, true]),
+            (&["{\"a\":1}{", "}"], &[false, false]),
+            (&["{\"a\"}"], &[false]),
+            (&["[1]"], &[false]),
+            (&["{\"a\"", "{\"a\":1}", "{\"a\":1}"], &[false, true, true]),
+        ];
+        for (pieces, expected) in rows {
+            let mut fragments = Fragments::default();
+            let found: Vec<bool> = pieces
+                .iter()
+                .map(|piece| {
+                    fragments.push(piece);
+                    fragments.is_whole()
+                })
+                .collect();
+            assert_eq!(found, expected, "{pieces:?}");
+        }
+    }
+
+    #[test]
     fn only_a_tool_that_takes_text_can_be_given_it_bare() {
         let tool = |kind| Tool { alias: "t".into(), name: "t".into(), namespace: None, kind };
         let given = |tool: Option<&Tool>, text: &str| {
@@ -345,6 +490,32 @@ mod tests {
             prop_assert_eq!(whole.as_deref(), Ok(text.as_str()));
             let cut = text.floor_char_boundary(1 + cut % (text.len() - 1));
             prop_assert!(object(&text[..cut]).is_err(), "{}", &text[..cut]);
+        }
+
+        /// What is kept instead of all fragments tells as much as they do.
+        #[test]
+        fn repeated_and_joined_fragments_are_told_apart(
+            pieces in proptest::collection::vec("[{}\":a \\\\1]{1,3}", 1..6),
+            is_repeated in any::<bool>(),
+        ) {
+            let mut so_far = String::new();
+            let sent: Vec<String> = pieces
+                .iter()
+                .map(|piece| {
+                    so_far.push_str(piece);
+                    if is_repeated { so_far.clone() } else { piece.clone() }
+                })
+                .collect();
+            let mut fragments = Fragments::default();
+            for fragment in &sent {
+                fragments.push(fragment);
+            }
+            let readings: Vec<String> = fragments.readings().map(Cow::into_owned).collect();
+            prop_assert!(readings.contains(&sent.concat()));
+            let is_chain = sent.windows(2).all(|pair| pair[1].starts_with(&pair[0]));
+            prop_assert_eq!(is_chain, readings[0] == sent[sent.len() - 1]);
+            let is_object = |text: &str| json::parse(text).is_ok_and(|value| value.entries().next().is_some());
+            prop_assert_eq!(fragments.is_whole(), is_object(&readings[0]));
         }
 
         #[test]

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::tools::ToolKind;
@@ -571,14 +571,81 @@ fn a_whole_message_instead_of_a_stream() {
 #[test]
 fn what_is_held_is_bounded() {
     let megabyte = "x".repeat(1 << 20);
-    for (first, more) in [(tool(0, "t"), input(0, &megabyte)), (thinking(0), think(0, &megabyte))] {
-        let events: Vec<Value> = std::iter::once(first).chain(std::iter::repeat_n(more, 17)).collect();
+    let named = |id: &str, name: &str| start(0, &json!({"type": "tool_use", "id": id, "name": name, "input": {}}));
+    let searching = start(0, &json!({"type": "server_tool_use", "name": "web_search", "input": {"query": megabyte}}));
+    let signed = start(0, &json!({"type": "thinking", "thinking": "", "signature": megabyte}));
+    for (first, more) in [
+        (vec![tool(0, "t"), input(0, "{")], input(0, &megabyte)),
+        (vec![thinking(0)], think(0, &megabyte)),
+        (vec![], named(&megabyte, "n")),
+        (vec![], named("t", &megabyte)),
+        (vec![], signed),
+        (vec![], searching),
+        (vec![], start(0, &json!({"type": "redacted_thinking", "data": megabyte}))),
+    ] {
+        let events: Vec<Value> = first.into_iter().chain(std::iter::repeat_n(more, 17)).collect();
         let Some(Delta::Failed(failure)) = read(&events).pop() else { panic!() };
         assert_eq!(failure.class, FailureClass::Malformed);
     }
     let Some(Delta::Failed(failure)) = read(&vec![tool(0, "t"); BLOCKS_MAX + 1]).pop() else { panic!() };
     assert!(failure.message.contains("more than 1000 blocks"), "{}", failure.message);
     assert_eq!(read(&vec![text(0, "a"); BLOCKS_MAX + 1]).len(), BLOCKS_MAX + 3);
+}
+
+/// Everything that is allocated. A new field has to be thought about here.
+fn allocated_bytes(decoder: &Decoder) -> usize {
+    let Decoder {
+        tools: _,
+        open,
+        held,
+        n_given: _,
+        n_blocks: _,
+        held_bytes: _,
+        counts: _,
+        ending: _,
+        has_started: _,
+        is_over: _,
+    } = decoder;
+    let of_input =
+        |Input { start, pieces }: &Input| start.as_ref().map_or(0, String::capacity) + pieces.allocated_bytes();
+    let of_open = |open: &Open| match &open.block {
+        Block::Thinking { text, signature } => text.capacity() + signature.capacity(),
+        Block::Search(input) => of_input(input),
+        Block::Text | Block::Call(_) | Block::Ignored => 0,
+    };
+    let of_held = |held: &Held| match held {
+        Held::State(part) => part.bytes(),
+        Held::Call(HeldCall { id, name, input, arguments, is_followed: _ }) => {
+            let arguments = arguments.as_ref().and_then(|arguments| arguments.as_ref().ok());
+            [id.as_ref(), Some(name), arguments].into_iter().flatten().map(String::capacity).sum::<usize>()
+                + of_input(input)
+        }
+    };
+    open.capacity() * size_of::<Open>()
+        + open.iter().map(of_open).sum::<usize>()
+        + held.capacity() * size_of::<Held>()
+        + held.iter().map(of_held).sum::<usize>()
+}
+
+fn any_large_event() -> impl Strategy<Value = Value> {
+    let words = || prop_oneof![Just(String::from("{\"a\":1}")), (0usize..20_000).prop_map(|length| "x".repeat(length))];
+    let index = || 0u64..3;
+    prop_oneof![
+        any_event(),
+        (index(), words()).prop_map(|(index, words)| think(index, &words)),
+        (index(), words()).prop_map(|(index, words)| sign(index, &words)),
+        (index(), words()).prop_map(|(index, words)| input(index, &words)),
+        (index(), words(), words()).prop_map(|(index, thinking, signature)| {
+            start(index, &json!({"type": "thinking", "thinking": thinking, "signature": signature}))
+        }),
+        (index(), words(), words(), words()).prop_map(|(index, id, name, input)| {
+            start(index, &json!({"type": "tool_use", "id": id, "name": name, "input": {"a": input}}))
+        }),
+        (index(), words()).prop_map(|(index, input)| {
+            start(index, &json!({"type": "server_tool_use", "name": "web_search", "input": {"query": input}}))
+        }),
+        (index(), words()).prop_map(|(index, data)| start(index, &json!({"type": "redacted_thinking", "data": data}))),
+    ]
 }
 
 fn any_event() -> impl Strategy<Value = Value> {
@@ -597,6 +664,22 @@ fn any_event() -> impl Strategy<Value = Value> {
         index().prop_map(stop),
         prop::sample::select(vec!["end_turn", "tool_use", "max_tokens", "refusal"]).prop_map(ends),
     ]
+}
+
+proptest! {
+    #[test]
+    fn what_is_allocated_is_counted(events in prop::collection::vec(any_large_event(), 0..40)) {
+        /// Empty blocks.
+        const UNCOUNTED_BYTES_MAX: usize = 64 << 10;
+        let mut decoder = Decoder::new(ToolTable::default());
+        for event in events {
+            let data = event.to_string();
+            decoder.frame(Frame { event: "", data: &data }, &mut Vec::new()).unwrap();
+            let (allocated, counted) = (allocated_bytes(&decoder), decoder.held_bytes);
+            // The arguments of a call are kept beside its input, and state as the JSON that it will be.
+            prop_assert!(allocated <= 3 * counted + UNCOUNTED_BYTES_MAX, "{allocated} for {counted} after {data}");
+        }
+    }
 }
 
 proptest! {

@@ -20,7 +20,7 @@ pub(super) const CALLS_MAX: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Calls {
     slots: Vec<Slot>,
-    /// Bytes kept for arguments, names and extra fields.
+    /// Bytes kept for all slots.
     held_bytes: usize,
 }
 
@@ -34,6 +34,17 @@ struct Slot {
     name: String,
     arguments: Fragments,
     extra_content: Option<String>,
+    /// The call that this one may only repeat: a whole one of the same name, with nothing else to tell them apart.
+    echo_of: Option<usize>,
+}
+
+/// Which call a fragment belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// One that is there.
+    At(usize),
+    /// A new one; it may be an echo of this one.
+    New(Option<usize>),
 }
 
 /// One element of a `tool_calls` array.
@@ -92,14 +103,14 @@ impl Calls {
 
     fn add_fragment(&mut self, fragment: &Fragment<'_>, place: usize, count: usize) -> Result<(), TooMany> {
         let at = match fragment.index {
-            Some(index) => self.slot_at(index, fragment),
-            None => self.slot_without_index(fragment, place, count),
+            Some(index) => self.place_at(index, fragment),
+            None => self.place_without_index(fragment, place, count),
         };
         let at = match at {
-            Some(at) => at,
-            None if self.slots.len() == CALLS_MAX => return Err(TooMany),
-            None => {
-                self.slots.push(Slot { index: fragment.index, place, ..Slot::default() });
+            Place::At(at) => at,
+            Place::New(_) if self.slots.len() == CALLS_MAX => return Err(TooMany),
+            Place::New(echo_of) => {
+                self.slots.push(Slot { index: fragment.index, place, echo_of, ..Slot::default() });
                 self.slots.len() - 1
             }
         };
@@ -107,62 +118,79 @@ impl Calls {
         Ok(())
     }
 
-    /// The call that a fragment with an index belongs to; `None` for a new one.
-    fn slot_at(&self, index: u64, fragment: &Fragment<'_>) -> Option<usize> {
-        let at_index = || self.slots.iter().enumerate().rev().filter(|(_, slot)| slot.index == Some(index));
+    /// Where a fragment with an index belongs.
+    fn place_at(&self, index: u64, fragment: &Fragment<'_>) -> Place {
+        let at_index = || (0..self.slots.len()).rev().filter(|at| self.slots[*at].index == Some(index));
         if !fragment.id.is_empty()
-            && let Some((at, _)) = at_index().find(|(_, slot)| slot.id.as_deref() == Some(&fragment.id))
+            && let Some(at) = at_index().find(|at| self.slots[*at].has_id(&fragment.id))
         {
-            return Some(at);
+            return self.at_or_behind(at, fragment);
         }
-        let (at, newest) = at_index().next()?;
-        // Hosts that give every call the index 0 tell calls apart by id, or only by the next name.
-        let has_other_id = !fragment.id.is_empty() && newest.id.is_some();
-        (!has_other_id && !newest.is_followed_by(fragment)).then_some(at)
+        match at_index().next() {
+            // Hosts that give every call the index 0 tell calls apart by id, or only by the next name.
+            Some(newest) if fragment.id.is_empty() || self.slots[newest].id.is_none() => {
+                self.at_or_behind(newest, fragment)
+            }
+            // Without a name it begins nothing: the host counts its chunks, not its calls.
+            None if fragment.name.is_empty() => self.newest_with(&fragment.id).map_or(Place::New(None), Place::At),
+            Some(_) | None => Place::New(None),
+        }
     }
 
-    /// The call that a fragment without an index belongs to; `None` for a new one.
-    fn slot_without_index(&self, fragment: &Fragment<'_>, place: usize, count: usize) -> Option<usize> {
-        if !fragment.id.is_empty() {
-            return self.slots.iter().rposition(|slot| slot.id.as_deref() == Some(&fragment.id));
-        }
-        // Several at once: the place in the array is all there is to tell them apart.
-        let newest = if count > 1 {
+    /// Where a fragment without an index belongs.
+    fn place_without_index(&self, fragment: &Fragment<'_>, place: usize, count: usize) -> Place {
+        let newest = if !fragment.id.is_empty() {
+            self.newest_with(&fragment.id)
+        } else if count > 1 {
+            // Several at once: the place in the array is all there is to tell them apart.
             self.slots.iter().rposition(|slot| slot.index.is_none() && slot.place == place)
         } else {
             self.slots.len().checked_sub(1)
         };
-        newest.filter(|at| !self.slots[*at].is_followed_by(fragment))
+        newest.map_or(Place::New(None), |at| self.at_or_behind(at, fragment))
+    }
+
+    /// Goes on with the call at `at`, unless `fragment` begins the next one. An id says little about that: some hosts
+    /// repeat it in each fragment of a call, others give it to each call.
+    fn at_or_behind(&self, at: usize, fragment: &Fragment<'_>) -> Place {
+        let slot = &self.slots[at];
+        if !slot.is_followed_by(fragment) {
+            return Place::At(at);
+        }
+        Place::New((slot.name == fragment.name).then_some(at))
+    }
+
+    fn newest_with(&self, id: &str) -> Option<usize> {
+        if id.is_empty() { None } else { self.slots.iter().rposition(|slot| slot.has_id(id)) }
     }
 
     fn append(&mut self, at: usize, fragment: &Fragment<'_>) {
         let slot = &mut self.slots[at];
+        self.held_bytes -= slot.held_bytes();
         if slot.id.is_none() && !fragment.id.is_empty() {
             slot.id = Some(fragment.id.clone().into_owned());
         }
         if slot.name.is_empty() {
             slot.name = fragment.name.clone().into_owned();
         }
-        if let Some(arguments) = fragment.arguments {
-            match arguments.kind() {
-                Kind::String => slot.arguments.push(&decoded(arguments)),
-                Kind::Object => slot.arguments.push(arguments.text()),
-                Kind::Null | Kind::Array | Kind::Bool | Kind::Number => {}
-            }
+        if let Some(arguments) = fragment.arguments() {
+            slot.arguments.push(&arguments);
         }
         if let Some(extra) = fragment.extra_content.filter(|extra| extra.entries().next().is_some()) {
             slot.extra_content = Some(extra.text().to_owned());
         }
-        let added = fragment.arguments.map_or(0, |arguments| arguments.text().len())
-            + fragment.extra_content.map_or(0, |extra| extra.text().len());
-        self.held_bytes += added;
+        self.held_bytes += slot.held_bytes();
     }
 
     /// The whole calls, in order, and the broken ones. Calls without a name are neither: nobody could run them.
     pub(super) fn finish(&mut self, tools: &ToolTable) -> (Vec<ToolCall>, Vec<Broken>) {
         let mut calls = Vec::with_capacity(self.slots.len());
         let mut broken = Vec::new();
-        for slot in self.slots.drain(..) {
+        self.held_bytes = 0;
+        let slots = std::mem::take(&mut self.slots);
+        let is_echo = |slot: &Slot| slot.echo_of.is_some_and(|at| slot.repeats(&slots[at]));
+        let is_echo: Vec<bool> = slots.iter().map(is_echo).collect();
+        for (slot, _) in slots.into_iter().zip(is_echo).filter(|(_, is_echo)| !is_echo) {
             let name = tool_name(&slot.name, tools);
             if name.is_empty() {
                 continue;
@@ -174,28 +202,59 @@ impl Calls {
                 Err(why) => broken.push(Broken { name, why }),
             }
         }
-        self.held_bytes = 0;
         (calls, broken)
     }
 }
 
+#[cfg(test)]
+impl Calls {
+    /// What is allocated, for tests of what is held.
+    pub(super) fn allocated_bytes(&self) -> usize {
+        let Self { slots, held_bytes: _ } = self;
+        let of = |text: &Option<String>| text.as_ref().map_or(0, String::capacity);
+        let of_slot = |slot: &Slot| {
+            let Slot { index: _, place: _, id, name, arguments, extra_content, echo_of: _ } = slot;
+            of(id) + name.capacity() + arguments.allocated_bytes() + of(extra_content)
+        };
+        slots.capacity() * size_of::<Slot>() + slots.iter().map(of_slot).sum::<usize>()
+    }
+}
+
 impl Slot {
+    /// How much is kept, in bytes.
+    fn held_bytes(&self) -> usize {
+        let of = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        of(&self.id) + self.name.len() + self.arguments.held_bytes() + of(&self.extra_content)
+    }
+
+    fn has_id(&self, id: &str) -> bool {
+        self.id.as_deref() == Some(id)
+    }
+
     /// Whether `fragment`, which has no other id, begins the next call: by another name, or by a name where nothing is
     /// missing any more.
     fn is_followed_by(&self, fragment: &Fragment<'_>) -> bool {
         if fragment.name.is_empty() || self.name.is_empty() {
             return false;
         }
-        self.name != fragment.name || repair::is_whole(self.arguments.text()) && !self.is_repeated_by(fragment)
+        self.name != fragment.name || self.arguments.is_whole() && !self.is_ended_by(fragment)
     }
 
-    /// Whether `fragment` says again all that this call already has.
-    fn is_repeated_by(&self, fragment: &Fragment<'_>) -> bool {
-        self.name == fragment.name
-            && fragment.arguments.is_some_and(|arguments| match arguments.kind() {
-                Kind::String => decoded(arguments) == self.arguments.text(),
-                _ => arguments.text() == self.arguments.text(),
-            })
+    /// Whether `fragment`, of the same name, says again all that this whole call already has, or brings what may stand
+    /// behind an object, but begins none.
+    fn is_ended_by(&self, fragment: &Fragment<'_>) -> bool {
+        let Some(arguments) = fragment.arguments() else { return false };
+        let begins = arguments.trim_start();
+        !begins.is_empty() && !begins.starts_with(['{', '"']) || arguments == self.arguments.text()
+    }
+
+    /// Whether this call, begun behind `other` of the same name, turned out to be no other: it was given nothing, or the
+    /// same.
+    fn repeats(&self, other: &Self) -> bool {
+        let value = |slot: &Self| serde_json::from_str::<serde_json::Value>(slot.arguments.text()).ok();
+        self.arguments.text().trim().is_empty()
+            || self.arguments.text() == other.arguments.text()
+            || self.arguments.is_whole() && value(self) == value(other)
     }
 }
 
@@ -210,6 +269,16 @@ impl<'a> Fragment<'a> {
             name: function.get("name").map(decoded).unwrap_or_default(),
             arguments: function.get("arguments"),
             extra_content: call.get("extra_content").filter(|extra| extra.kind() == Kind::Object),
+        }
+    }
+
+    /// The piece of arguments it brings; an object is one that came whole.
+    fn arguments(&self) -> Option<Cow<'a, str>> {
+        let arguments = self.arguments?;
+        match arguments.kind() {
+            Kind::String => Some(decoded(arguments)),
+            Kind::Object => Some(Cow::Borrowed(arguments.text())),
+            Kind::Null | Kind::Array | Kind::Bool | Kind::Number => None,
         }
     }
 }
@@ -312,6 +381,77 @@ mod tests {
             &[r#"- run {"x":1}"#, "- look {}"],
         );
         check(&[r#"{"name":"run","arguments":{"x":1}}"#], &[r#"- run {"x":1}"#]);
+    }
+
+    #[test]
+    fn one_id_for_several_calls() {
+        let whole = |id: &str, name: &str, arguments: &str| {
+            serde_json::json!({"id": id, "function": {"name": name, "arguments": arguments}}).to_string()
+        };
+        for index in [r#""index":0,"#, ""] {
+            let call = |call: &str| format!("[{{{index}{}]", &call[1..]);
+            // Whole ones, in chunks of their own, and in one.
+            let (one, other) = (whole("call_0", "run", r#"{"x":1}"#), whole("call_0", "run", r#"{"x":2}"#));
+            let third = whole("call_0", "look", "{}");
+            let expected = &[r#"call_0 run {"x":1}"#, r#"call_0 run {"x":2}"#, "call_0 look {}"];
+            check(&[&call(&one), &call(&other), &call(&third)], expected);
+            let array = [&one, &other, &third].map(|one| format!("{{{index}{}", &one[1..])).join(",");
+            check(&[&format!("[{array}]")], expected);
+            // In pieces: with the name once, with id and name in each piece, and with arguments repeated so far.
+            let piece = |name: &str, arguments: &str| call(&whole("call_0", name, arguments));
+            let expected = &[r#"call_0 run {"x":1}"#, r#"call_0 run {"x":2}"#];
+            check(
+                &[
+                    &piece("run", ""),
+                    &piece("", r#"{"x""#),
+                    &piece("", ":1}"),
+                    &piece("run", ""),
+                    &piece("", r#"{"x""#),
+                    &piece("", ":2}"),
+                ],
+                expected,
+            );
+            check(
+                &[
+                    &piece("run", r#"{"x""#),
+                    &piece("run", ":1}"),
+                    &piece("run", r#"{"x":2"#),
+                    &piece("run", "}"),
+                    &piece("run", ""),
+                ],
+                expected,
+            );
+            check(
+                &[
+                    &piece("run", r#"{"x""#),
+                    &piece("run", r#"{"x":1}"#),
+                    &piece("run", r#"{"x":1}"#),
+                    &piece("run", r#"{"x":"#),
+                    &piece("run", r#"{"x":2}"#),
+                ],
+                expected,
+            );
+            // One call, however often it is said: an empty piece behind it, a snapshot of it in another form.
+            let expected = &[r#"call_0 run {"x":1}"#];
+            check(&[&piece("run", r#"{"x""#), &piece("run", ":1}"), &piece("run", ""), &piece("run", "")], expected);
+            check(&[&piece("run", r#"{"x""#), &piece("", ":1}"), &piece("run", r#"{ "x": 1 }"#)], expected);
+            check(&[&piece("run", r#"{"x":1}"#), &piece("run", "</tool_call>")], expected);
+        }
+        // One id at two places is two calls, unless the second place has no name: then chunks were counted.
+        check(
+            &[
+                r#"[{"index":0,"id":"a","function":{"name":"run","arguments":"{\"x\""}},{"index":1,"id":"a","function":{"name":"run","arguments":"{\"y\""}}]"#,
+                r#"[{"index":0,"id":"a","function":{"arguments":":1}"}},{"index":1,"id":"a","function":{"arguments":":2}"}}]"#,
+            ],
+            &[r#"a run {"x":1}"#, r#"a run {"y":2}"#],
+        );
+        check(
+            &[
+                r#"[{"index":0,"id":"a","function":{"name":"run","arguments":"{\"x\""}}]"#,
+                r#"[{"index":1,"id":"a","function":{"arguments":":1}"}}]"#,
+            ],
+            &[r#"a run {"x":1}"#],
+        );
     }
 
     #[test]

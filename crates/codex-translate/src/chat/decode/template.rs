@@ -10,6 +10,9 @@
 use super::chunk::Only;
 use crate::json::{self, Raw};
 
+/// Longest surroundings that are kept. Those of a chunk are some hundred bytes; longer ones take the long way.
+const AROUND_BYTES_MAX: usize = 16 << 10;
+
 /// What stands around the text.
 #[derive(Debug, Default)]
 pub(super) struct Template {
@@ -40,13 +43,21 @@ impl Template {
         let start = text.as_ptr().addr().wrapping_sub(payload.as_ptr().addr());
         let Some((before, rest)) = payload.split_at_checked(start) else { return };
         let Some(after) = rest.strip_prefix(text) else { return };
-        if before.ends_with('"') && after.starts_with('"') {
+        let is_short = before.len() + after.len() <= AROUND_BYTES_MAX;
+        if is_short && before.ends_with('"') && after.starts_with('"') {
             self.kind = kind;
             self.before.clear();
             self.before.push_str(before);
             self.after.clear();
             self.after.push_str(after);
         }
+    }
+
+    /// What is allocated, for tests of what is held.
+    #[cfg(test)]
+    pub(super) fn allocated_bytes(&self) -> usize {
+        let Self { kind: _, before, after } = self;
+        before.capacity() + after.capacity()
     }
 
     /// The text of `payload`, if nothing else of it is new.
@@ -115,6 +126,15 @@ mod tests {
         ] {
             assert_eq!(Chunk::parse(payload).unwrap().only(), None, "{payload}");
         }
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let payload =
+            |padding: usize| format!(r#"{{"x":"{}","choices":[{{"delta":{{"content":"a"}}}}]}}"#, "x".repeat(padding));
+        assert!(learned(&payload(AROUND_BYTES_MAX / 2)).read(&payload(AROUND_BYTES_MAX / 2)).is_some());
+        let template = learned(&payload(AROUND_BYTES_MAX));
+        assert_eq!((template.kind, template.before.len()), (Kind::None, 0));
     }
 
     proptest! {

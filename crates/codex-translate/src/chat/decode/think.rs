@@ -117,6 +117,13 @@ impl Split {
         self.held.len() + self.block.len()
     }
 
+    /// What is allocated, for tests of what is held.
+    #[cfg(test)]
+    pub(super) fn allocated_bytes(&self) -> usize {
+        let Self { state: _, held, block, has_shown: _, has_text: _, prose: _ } = self;
+        held.capacity() + block.capacity()
+    }
+
     /// Decides the next thing about `held`; `false` when more text is needed, or none is left.
     fn step(&mut self, out: &mut Vec<Piece>) -> bool {
         match self.state {
