@@ -137,6 +137,79 @@ fn a_parameter_refused_by_a_native_provider_is_left_out_and_remembered() {
     a_refused_parameter_is_left_out_and_remembered(Script::responses(), &refusal, "parallel_tool_calls");
 }
 
+/// The provider refuses the first of `change` with `refusal`, once: the request comes back with the second instead, and
+/// the next request has that at once.
+fn a_refused_value_is_changed_and_remembered(script: Script, quirks: &str, refusal: &(u16, Value), change: [&str; 2]) {
+    let provider = FakeProvider::start(
+        script
+            .key(PROVIDER_KEY)
+            .turn(When::user("First."), [Step::status(refusal.0, &refusal.1)])
+            .turn(When::user("First."), [Step::text("One.")])
+            .turn(When::user("Second."), [Step::text("Two.")]),
+    );
+    let model = "[[endpoint.model]]\nid = \"scripted\"\ninput = [\"text\", \"image\"]\nreasoning_levels = [\"low\", \"medium\", \"high\", \"xhigh\"]\n";
+    let home = SandboxHome::with_provider_and(&provider, &format!("{quirks}\n{model}"), "");
+    for (said, expected) in [("First.", "One."), ("Second.", "Two.")] {
+        let content = json!([
+            { "type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgo=" },
+            { "type": "input_text", "text": said }
+        ]);
+        let input = json!([{ "type": "message", "role": "user", "content": content }]);
+        let body = json!({ "model": "scripted", "stream": true, "reasoning": { "effort": "xhigh" }, "input": input });
+        let answer = home.post_responses("scripted", body.to_string().as_bytes());
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(answer.text().contains(expected), "{}", answer.text());
+    }
+    let sent: Vec<[bool; 2]> = provider
+        .requests()
+        .iter()
+        .map(|request| change.map(|words| request.body.to_string().contains(words)))
+        .collect();
+    assert_eq!(sent, [[true, false], [false, true], [false, true]], "what helped once is done at once the next time");
+}
+
+const IMAGE_NOTE: &str = "this model does not take images";
+
+#[test]
+fn images_that_chat_completions_refuses_become_notes() {
+    let refusal = (404, error("No endpoints found that support image input", json!({ "code": 404 })));
+    a_refused_value_is_changed_and_remembered(Script::new(), "", &refusal, ["image_url", IMAGE_NOTE]);
+}
+
+#[test]
+fn images_that_anthropic_refuses_become_notes() {
+    let refusal = (400, error("this model does not support image input", json!({ "type": "invalid_request_error" })));
+    a_refused_value_is_changed_and_remembered(Script::anthropic(), "", &refusal, ["image/png", IMAGE_NOTE]);
+}
+
+#[test]
+fn images_that_a_native_provider_refuses_become_notes() {
+    let refusal = (500, error("m is not a multimodal model", json!({})));
+    a_refused_value_is_changed_and_remembered(Script::responses(), "", &refusal, ["input_image", IMAGE_NOTE]);
+}
+
+#[test]
+fn an_effort_that_anthropic_refuses_becomes_the_nearest() {
+    let message = "output_config.effort: Input should be 'low', 'medium', 'high' or 'max'";
+    let refusal = (400, error(message, json!({ "type": "invalid_request_error" })));
+    let change = [r#""effort":"xhigh""#, r#""effort":"high""#];
+    a_refused_value_is_changed_and_remembered(
+        Script::anthropic(),
+        "quirks = [\"thinking-adaptive\"]",
+        &refusal,
+        change,
+    );
+}
+
+#[test]
+fn an_effort_that_a_native_provider_refuses_becomes_the_nearest() {
+    let message =
+        "Unsupported value: 'xhigh' is not supported with this model. Supported values are: 'low', and 'high'.";
+    let refusal = (400, error(message, json!({ "param": "reasoning.effort", "code": "unsupported_value" })));
+    let change = [r#""effort":"xhigh""#, r#""effort":"high""#];
+    a_refused_value_is_changed_and_remembered(Script::responses(), "", &refusal, change);
+}
+
 #[test]
 fn a_conversation_that_is_too_long_for_the_provider_is_shortened_once() {
     let refusal = error(

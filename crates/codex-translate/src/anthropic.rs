@@ -157,9 +157,15 @@ impl Profile {
             Repair::Drop(parameter) => self.drop_parameter(parameter),
             Repair::CleanSchema => self.plain_schemas = true,
             Repair::ForgetThinking => self.replay_thinking = false,
-            // Content is a list of blocks everywhere, there is one system text, and thinking has a form of its own. The
-            // others are no matter of form.
+            Repair::Efforts(words) if words.is_empty() => self.thinking = Thinking::Unasked,
+            Repair::Efforts(words) => self.efforts = words.iter().filter_map(|word| Effort::parse(word)).collect(),
+            // Where there are efforts they are named with it.
+            Repair::ThinkAdaptively => self.thinking = Thinking::Adaptive,
+            Repair::ThinkByBudget => self.thinking = Thinking::Budget,
+            // Content is a list of blocks everywhere, there is one system text, and thinking has a form of its own. Whether
+            // the model takes images is a matter of the target. The others are no matter of form.
             Repair::StringContent
+            | Repair::NoImages
             | Repair::ReasoningContentRequired
             | Repair::MergeSystem
             | Repair::RefreshToken
@@ -188,7 +194,7 @@ impl Profile {
             (_, "strict") => self.strict_tools = false,
             ("tools", "web_search_20250305") => self.web_search = false,
             (_, "cache_control" | "ttl") => self.cache = false,
-            ("output_config", "effort") | ("effort", _) => self.efforts.clear(),
+            ("output_config", "effort") | ("effort" | "reasoning_effort", _) => self.efforts.clear(),
             ("output_config", "format" | "schema") | ("output_format", _) => self.json_schema = false,
             ("output_config", _) => {
                 self.efforts.clear();

@@ -64,6 +64,9 @@ pub struct Profile {
     /// Gemini behind a Chat Completions door: the first call of each turn needs a thought signature, a placeholder
     /// where the real one is lost.
     pub thought_signatures: bool,
+    /// The words that the effort may be, as the provider has listed them when it refused another. Empty: not known, and
+    /// `levels` count.
+    pub effort_words: Vec<String>,
     /// Body members that are never sent, by name; learned from refusals.
     pub omit: Vec<String>,
 }
@@ -137,6 +140,7 @@ impl Default for Profile {
             string_content: false,
             plain_schemas: false,
             thought_signatures: false,
+            effort_words: Vec::new(),
             omit: Vec::new(),
         }
     }
@@ -174,8 +178,14 @@ impl Profile {
             Repair::CleanSchema => self.plain_schemas = true,
             Repair::StringContent => self.string_content = true,
             Repair::ReasoningContentRequired => self.replay = Replay::ReasoningContent,
-            // There never is more than one system message, and it is the first. The others are no matter of form.
+            Repair::Efforts(words) if words.is_empty() => self.effort = Effort::None,
+            Repair::Efforts(words) => self.effort_words.clone_from(words),
+            // There never is more than one system message, and it is the first. Whether the model takes images is a
+            // matter of the target, how it is asked to think one of another protocol. The others are no matter of form.
             Repair::MergeSystem
+            | Repair::NoImages
+            | Repair::ThinkAdaptively
+            | Repair::ThinkByBudget
             | Repair::ForgetThinking
             | Repair::RefreshToken
             | Repair::CreateSession
@@ -197,7 +207,12 @@ impl Profile {
             "reasoning_content" | "reasoning_details" => self.replay = Replay::Never,
             // OpenAI's reasoning models know only the new name, most others only the old one.
             "max_tokens" if self.max_tokens == MaxTokens::Classic && self.allows("max_completion_tokens") => {
+                self.omit.push(last.to_owned());
                 self.max_tokens = MaxTokens::Completion;
+            }
+            "max_completion_tokens" if self.max_tokens == MaxTokens::Completion && self.allows("max_tokens") => {
+                self.omit.push(last.to_owned());
+                self.max_tokens = MaxTokens::Classic;
             }
             _ => {
                 let member = if OPTIONAL_MEMBERS.contains(&last) { last } else { first };

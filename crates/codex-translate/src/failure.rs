@@ -8,6 +8,7 @@
 
 mod classify;
 mod facts;
+mod refused;
 mod wait;
 mod words;
 
@@ -96,6 +97,14 @@ pub enum Repair {
     StringContent,
     /// Send `reasoning_content` with historical calls.
     ReasoningContentRequired,
+    /// No images: notes in their place.
+    NoImages,
+    /// Ask for one of these efforts, as the provider spells them.
+    Efforts(Vec<String>),
+    /// Ask for thinking as adaptive, not with a budget.
+    ThinkAdaptively,
+    /// Ask for thinking with a budget, not as adaptive.
+    ThinkByBudget,
     /// Leave out what the model thought earlier: the provider does not know it as its own. A matter of one conversation,
     /// nothing to be learned for others.
     ForgetThinking,
@@ -225,6 +234,10 @@ impl std::fmt::Display for Repair {
             Self::CleanSchema => f.write_str("clean_schema"),
             Self::StringContent => f.write_str("string_content"),
             Self::ReasoningContentRequired => f.write_str("reasoning_content_required"),
+            Self::NoImages => f.write_str("no_images"),
+            Self::Efforts(words) => write!(f, "efforts:{}", words.join(",")),
+            Self::ThinkAdaptively => f.write_str("think_adaptively"),
+            Self::ThinkByBudget => f.write_str("think_by_budget"),
             Self::ForgetThinking => f.write_str("forget_thinking"),
             Self::RefreshToken => f.write_str("refresh_token"),
             Self::CreateSession => f.write_str("create_session"),
@@ -450,6 +463,44 @@ mod tests {
                 Some("drop:output_config"),
             ),
             (json!({"error": {"message": "`temperature` is deprecated for this model."}}), Some("drop:temperature")),
+            (
+                json!({"error": {"message": "Unsupported value: 'temperature' does not support 0.2 with this model.", "param": "temperature", "code": "unsupported_value"}}),
+                Some("drop:temperature"),
+            ),
+            (
+                json!({"error": {"message": "Unsupported value: 'low' is not supported with the 'm' model. Supported values are: 'medium'.", "param": "text.verbosity", "code": "unsupported_value"}}),
+                Some("drop:text.verbosity"),
+            ),
+            (
+                json!({"error": {"message": "`reasoning_effort` is not supported with this model"}}),
+                Some("drop:reasoning_effort"),
+            ),
+            (
+                json!({"error": "Model grok-4 does not support parameter reasoningEffort."}),
+                Some("drop:reasoning_effort"),
+            ),
+            (
+                json!({"type": "error", "error": {"type": "invalid_request_error", "message": "This model does not support the effort parameter."}}),
+                Some("drop:effort"),
+            ),
+            (
+                json!({"error": {"message": "\"thinking.type.enabled\" is not supported for this model. Use \"thinking.type.adaptive\" and \"output_config.effort\" to control thinking behavior."}}),
+                Some("think_adaptively"),
+            ),
+            (
+                json!({"error": {"message": "Only 'enabled' and 'disabled' are supported for thinking; 'adaptive' is not supported."}}),
+                Some("think_by_budget"),
+            ),
+            (
+                json!({"detail": [{"type": "literal_error", "loc": ["body", "thinking", "type"], "msg": "Input should be 'enabled' or 'disabled'"}]}),
+                Some("think_by_budget"),
+            ),
+            (
+                json!({"error": {"message": "adaptive thinking is not supported on this model"}}),
+                Some("think_by_budget"),
+            ),
+            (json!({"error": {"message": "\"gemma\" does not support thinking"}}), Some("efforts:")),
+            (json!({"error": {"message": "thinking: Extra inputs are not permitted"}}), Some("drop:thinking")),
             (json!({"error": {"message": "model: Extra inputs are not permitted"}}), None),
             (json!({"error": {"message": ": Extra inputs are not permitted"}}), None),
             (json!({"error": {"message": "Temperature must be 1."}}), None),
@@ -459,6 +510,85 @@ mod tests {
             assert_eq!(failure.repair.map(|repair| repair.to_string()).as_deref(), expected, "{body}");
         }
         assert_eq!(response(500, &json!({"error": {"message": "Unexpected message role."}})).repair, None);
+    }
+
+    #[test]
+    fn refused_efforts_name_those_that_are_taken() {
+        let error = |message: &str| json!({"error": {"message": message}});
+        let rows = [
+            (
+                json!({"error": {"message": "Unsupported value: 'xhigh' is not supported with the 'gpt-5' model. Supported values are: 'minimal', 'low', 'medium', and 'high'.", "param": "reasoning.effort", "code": "unsupported_value"}}),
+                "minimal,low,medium,high",
+            ),
+            (
+                error(
+                    "Unsupported value: 'reasoning_effort' does not support 'none' with this model. Supported values are: 'minimal', 'low', 'medium', and 'high'.",
+                ),
+                "minimal,low,medium,high",
+            ),
+            (error("level \"max\" not supported, valid levels: low, medium, high, xhigh"), "low,medium,high,xhigh"),
+            (
+                error(
+                    "Validation error for `reasoning_effort`: expected one of `'low' | 'medium' | 'high'`, received `'xhigh'`.",
+                ),
+                "low,medium,high",
+            ),
+            (error("reasoning_effort must be one of none or default"), "none,default"),
+            (
+                json!({"detail": [{"type": "literal_error", "loc": ["body", "reasoning_effort"], "msg": "Input should be 'low', 'medium' or 'high'"}]}),
+                "low,medium,high",
+            ),
+            (
+                error(
+                    "reasoning_effort: unknown variant `xhigh`, expected one of `low`, `medium`, `high`, `max` at line 1",
+                ),
+                "low,medium,high,max",
+            ),
+            (
+                error("invalid reasoning value: 'xhigh' (must be \"high\", \"medium\", \"low\", or \"none\")"),
+                "high,medium,low,none",
+            ),
+            (
+                error(
+                    "output_config.effort 'xhigh' is not supported when thinking is disabled on this model. Use effort 'high' or below, or enable thinking.",
+                ),
+                "high",
+            ),
+            (error("output_config.effort: Input should be 'low', 'medium', 'high' or 'max'"), "low,medium,high,max"),
+        ];
+        for (body, expected) in rows {
+            let words = expected.split(',').map(str::to_owned).collect();
+            assert_eq!(response(400, &body).repair, Some(Repair::Efforts(words)), "{body}");
+        }
+    }
+
+    #[test]
+    fn refused_images_are_told_from_images_that_are_wrong() {
+        let rows = [
+            (404, "No endpoints found that support image input", true),
+            (400, "Model do not support image input.", true),
+            (400, "this model does not support image input (ref: 1)", true),
+            (
+                400,
+                "Failed to deserialize the JSON body into the target type: messages[9]: unknown variant `image_url`, expected `text`",
+                true,
+            ),
+            (400, "Invalid content type. image_url is only supported by certain models.", true),
+            (500, "Qwen/Qwen3-8B is not a multimodal model", true),
+            (400, "At most 0 image(s) may be provided in one request.", true),
+            (500, "image input is not supported - hint: you may need to provide the mmproj", true),
+            (400, "Image input modality is not enabled for models/x", true),
+            (422, "This model doesn't support the image content block that you provided.", true),
+            (400, "Could not process image", false),
+            (400, "This model does not support image format `image/tiff`", false),
+            (400, "The model does not support image generation", false),
+            (400, "messages.3.content.1.image: image exceeds 5 MB maximum", false),
+        ];
+        for (status, message, expected) in rows {
+            let failure = response(status, &json!({"error": {"message": message}}));
+            assert_eq!(failure.repair == Some(Repair::NoImages), expected, "{message}");
+            assert!(!expected || failure.class == FailureClass::InvalidRequest, "{message}");
+        }
     }
 
     #[test]

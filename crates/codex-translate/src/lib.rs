@@ -18,6 +18,7 @@ pub mod chat;
 #[cfg(any(test, feature = "testing"))]
 pub mod checker;
 pub mod delta;
+mod effort;
 pub mod failure;
 pub mod history;
 pub mod json;

@@ -22,9 +22,21 @@ pub struct Profile {
     /// No reasoning of the history goes along, after the provider has refused some that it did not make itself.
     /// Otherwise what is not ours does: it is this provider's own, as far as can be told.
     pub forget_reasoning: bool,
-    /// Members that are never sent: `store`, or inside of one `reasoning.summary`.
+    /// Notes go in the place of images: the model takes none.
+    pub omit_images: bool,
+    /// What `developer` says is said as the user, under a label: the provider knows no such role, or only as the first.
+    pub omit_developer: bool,
+    /// The words that `reasoning.effort` may be, as the provider has listed them when it refused another. Empty: any.
+    pub effort_words: Vec<String>,
+    /// Members that are never sent: `store`, inside of one `reasoning.summary`, of each tool `tools.strict`.
     pub omit: Vec<String>,
 }
+
+/// Where the effort stands.
+const EFFORT: &str = "reasoning.effort";
+
+/// `strict` of each tool.
+const TOOL_STRICT: &str = "tools.strict";
 
 /// What a body can do without.
 const OPTIONAL_MEMBERS: [&str; 15] = [
@@ -52,11 +64,16 @@ impl Profile {
         match repair {
             Repair::Drop(parameter) => self.drop_parameter(parameter),
             Repair::ForgetThinking => self.forget_reasoning = true,
+            Repair::NoImages => self.omit_images = true,
+            Repair::MergeSystem => self.omit_developer = true,
+            Repair::Efforts(words) if words.is_empty() => self.drop_parameter(EFFORT),
+            Repair::Efforts(words) => self.effort_words.clone_from(words),
             // The form is the protocol's own.
             Repair::CleanSchema
             | Repair::StringContent
             | Repair::ReasoningContentRequired
-            | Repair::MergeSystem
+            | Repair::ThinkAdaptively
+            | Repair::ThinkByBudget
             | Repair::RefreshToken
             | Repair::CreateSession
             | Repair::StartNewRun => {}
@@ -66,10 +83,23 @@ impl Profile {
 
     fn drop_parameter(&mut self, parameter: &str) {
         let path = parameter.strip_prefix("body.").unwrap_or(parameter);
+        // What stands behind it may speak another protocol.
+        let path = if path == "reasoning_effort" { EFFORT } else { path };
+        if path.starts_with("tools") && path.ends_with(".strict") {
+            if !self.omits(TOOL_STRICT) {
+                self.omit.push(TOOL_STRICT.to_owned());
+            }
+            return;
+        }
         let (member, inside) = path.split_once('.').unwrap_or((path, ""));
         if OPTIONAL_MEMBERS.contains(&member) && !inside.contains('.') && !self.omits(path) {
             self.omit.push(path.to_owned());
         }
+    }
+
+    /// Whether items of the conversation may have to be written otherwise than they came.
+    fn changes_items(&self) -> bool {
+        self.forget_reasoning || self.omit_images || self.omit_developer
     }
 
     fn omits(&self, path: &str) -> bool {

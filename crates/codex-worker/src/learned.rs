@@ -148,19 +148,31 @@ fn name(repair: &Repair) -> Option<String> {
         Repair::CleanSchema => Some("clean-schema".to_owned()),
         Repair::StringContent => Some("string-content".to_owned()),
         Repair::ReasoningContentRequired => Some("reasoning-content-required".to_owned()),
-        Repair::MergeSystem
-        | Repair::ForgetThinking
-        | Repair::RefreshToken
-        | Repair::CreateSession
-        | Repair::StartNewRun => None,
+        Repair::NoImages => Some("no-images".to_owned()),
+        Repair::MergeSystem => Some("merge-system".to_owned()),
+        Repair::Efforts(words) => Some(format!("efforts:{}", words.join(","))),
+        Repair::ThinkAdaptively => Some("think-adaptively".to_owned()),
+        Repair::ThinkByBudget => Some("think-by-budget".to_owned()),
+        Repair::ForgetThinking | Repair::RefreshToken | Repair::CreateSession | Repair::StartNewRun => None,
     }
 }
+
+/// Before the words for an effort that are taken; none behind it: no effort is sent.
+const EFFORTS: &str = "efforts:";
 
 fn parse(name: &str) -> Option<Repair> {
     Some(match name {
         "clean-schema" => Repair::CleanSchema,
         "string-content" => Repair::StringContent,
         "reasoning-content-required" => Repair::ReasoningContentRequired,
+        "no-images" => Repair::NoImages,
+        "merge-system" => Repair::MergeSystem,
+        "think-adaptively" => Repair::ThinkAdaptively,
+        "think-by-budget" => Repair::ThinkByBudget,
+        _ if name.starts_with(EFFORTS) => {
+            let words = name[EFFORTS.len()..].split(',').filter(|word| !word.is_empty());
+            Repair::Efforts(words.map(str::to_owned).collect())
+        }
         _ => Repair::Drop(name.strip_prefix("drop:").filter(|parameter| !parameter.is_empty())?.to_owned()),
     })
 }
@@ -183,6 +195,26 @@ mod tests {
         assert!(again.repairs("other").is_empty());
         assert_eq!(again.forget(Some("m")), 2);
         assert_eq!(again.forget(None), 0);
+    }
+
+    #[test]
+    fn every_change_is_read_as_it_was_written() {
+        let changes = [
+            Repair::Drop("reasoning.summary".to_owned()),
+            Repair::CleanSchema,
+            Repair::StringContent,
+            Repair::ReasoningContentRequired,
+            Repair::NoImages,
+            Repair::MergeSystem,
+            Repair::Efforts(vec!["low".to_owned(), "high".to_owned()]),
+            Repair::Efforts(Vec::new()),
+            Repair::ThinkAdaptively,
+            Repair::ThinkByBudget,
+        ];
+        for change in changes {
+            assert_eq!(name(&change).and_then(|name| parse(&name)), Some(change));
+        }
+        assert_eq!(name(&Repair::ForgetThinking), None, "a matter of one conversation");
     }
 
     #[test]

@@ -90,6 +90,9 @@ fn apply(chat: &mut chat::Profile, anthropic: &mut anthropic::Profile, quirk: Qu
 /// Changes the dialect in use as a refusal asks for; `false` if that would change nothing in the request.
 pub(crate) fn repair(target: &mut Target, protocol: Protocol, repair: &Repair) -> bool {
     match protocol {
+        Protocol::ChatCompletions | Protocol::AnthropicMessages if *repair == Repair::NoImages => {
+            std::mem::replace(&mut target.images, false)
+        }
         Protocol::ChatCompletions => target.chat.apply(repair),
         Protocol::AnthropicMessages => target.anthropic.apply(repair),
         Protocol::Responses => target.native.apply(repair),

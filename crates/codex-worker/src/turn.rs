@@ -654,6 +654,7 @@ async fn attempts(
             // What was learned may be what is refused now: try once as if nothing had been.
             uses_learned = false;
             worker.learned.forget(Some(&plan.target.model));
+            repaired = None;
             let facts = worker.models.facts(worker, &plan.target.model);
             let account = worker.credential.account();
             plan.target = target::target(&worker.endpoint, &facts, account, worker.seal_key);

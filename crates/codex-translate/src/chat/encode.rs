@@ -13,6 +13,7 @@ use std::fmt::Write as _;
 
 use super::{Effort, EmptyContent, MaxTokens, Profile, Replay};
 use crate::anthropic::Effort as Level;
+use crate::effort;
 use crate::history::call_ids::{CallIds, Form};
 use crate::history::stand_in::{
     AUDIO_NOTE, DEVELOPER_LABEL, EMPTY_RESULT, IMAGE_NOTE, INVALID_ARGUMENTS, MISSING_RESULT, USER_FILLER, file_note,
@@ -659,6 +660,7 @@ fn write_effort(out: &mut Vec<u8>, profile: &Profile, effort: Option<&str>) {
         member(out, profile, "reasoning_split", "true");
         return;
     }
+    let wanted = effort.unwrap_or_default();
     let (thinks, level) = match effort {
         Some("none" | "minimal") => (false, "low"),
         Some("low") => (true, "low"),
@@ -669,7 +671,13 @@ fn write_effort(out: &mut Vec<u8>, profile: &Profile, effort: Option<&str>) {
     // A model with levels of its own is asked for the nearest of them.
     let own = effort.and_then(Level::parse).and_then(|effort| Level::nearest(Some(effort), &profile.levels));
     let own = own.or_else(|| Level::nearest(None, &profile.levels));
-    let level = own.map_or(level, Level::as_str);
+    let mut level = own.map_or(level, Level::as_str);
+    if !profile.effort_words.is_empty() {
+        // What the provider itself has listed counts for more, also where it knows a word for not thinking at all.
+        let taken = effort::nearest(wanted, &profile.effort_words);
+        let Some(taken) = taken else { return };
+        level = taken;
+    }
     match profile.effort {
         Effort::None | Effort::ReasoningSplit => {}
         Effort::ReasoningEffort => member(out, profile, "reasoning_effort", &format!(r#""{level}""#)),

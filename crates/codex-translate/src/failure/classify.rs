@@ -1,7 +1,7 @@
 //! Sorting a failure by what can be done about it.
 
 use super::facts::Facts;
-use super::{FailureClass, Repair};
+use super::{FailureClass, Repair, refused};
 
 /// Statuses that a number inside a body may stand for.
 const ERROR_STATUSES: std::ops::RangeInclusive<i64> = 400..=599;
@@ -147,6 +147,10 @@ pub(super) fn class(facts: &Facts, http_status: Option<u16>) -> FailureClass {
         // The model wrote a call that its host could not parse: a matter of luck, not of the request.
         return C::Malformed;
     }
+    if refused::images(facts) {
+        // Some say so with a 404 or a 500.
+        return C::InvalidRequest;
+    }
     // "Tokens per minute" limits speak of lengths too, so a 429 is never about the window.
     let is_context = facts.has_code(&CONTEXT_CODES) || facts.says(&CONTEXT_WORDS) || status == Some(413);
     if is_context && status != Some(429) {
@@ -205,7 +209,7 @@ fn minimax_class(code: i64) -> Option<FailureClass> {
 const ESSENTIAL: [&str; 5] = ["model", "messages", "stream", "tools", "input"];
 
 /// The phrases after which a provider names a parameter it does not know.
-const UNKNOWN_PARAMETER: [&str; 9] = [
+const UNKNOWN_PARAMETER: [&str; 11] = [
     "unsupported parameter(s):",
     "unsupported parameter:",
     "unrecognized request argument supplied:",
@@ -214,6 +218,8 @@ const UNKNOWN_PARAMETER: [&str; 9] = [
     "unknown field",
     "unknown name",
     "unexpected keyword argument",
+    "does not support parameter",
+    "does not support the",
     "property",
 ];
 
@@ -232,6 +238,12 @@ pub(super) fn repair(facts: &Facts, class: FailureClass) -> Option<Repair> {
     if facts.says(&["reasoning_content"]) && facts.says(&["passed back", "missing", "required"]) {
         return Some(Repair::ReasoningContentRequired);
     }
+    if let Some(repair) = refused::thinking(facts).or_else(|| refused::effort(facts)) {
+        return Some(repair);
+    }
+    if refused::images(facts) {
+        return Some(Repair::NoImages);
+    }
     if facts.says(&["system message must be", "unexpected message role", "only one system message", "multiple system"])
     {
         return Some(Repair::MergeSystem);
@@ -242,24 +254,37 @@ pub(super) fn repair(facts: &Facts, class: FailureClass) -> Option<Repair> {
     if facts.says(&["invalid schema for function", "invalid function parameters", "invalid tool schema"]) {
         return Some(Repair::CleanSchema);
     }
-    unknown_parameter(facts).map(Repair::Drop)
+    if let Some(parameter) = unknown_parameter(facts) {
+        return Some(Repair::Drop(parameter));
+    }
+    // Ollama, of its models that only answer.
+    facts.says(&["does not support thinking"]).then(|| Repair::Efforts(Vec::new()))
 }
 
 fn unknown_parameter(facts: &Facts) -> Option<String> {
     if let Some(path) = path_before(&facts.text, EXTRA_INPUT) {
         return Some(path.to_owned());
     }
-    let is_named = facts.has_code(&["unsupported_parameter", "unknown_parameter", "extra_forbidden"])
-        || facts.says(&["extra inputs are not permitted"]);
+    let is_named =
+        facts.has_code(&["unsupported_parameter", "unsupported_value", "unknown_parameter", "extra_forbidden"])
+            || facts.says(&["extra inputs are not permitted"]);
     let named = facts.parameter.as_deref().filter(|_| is_named);
     let found = named.or_else(|| {
         UNKNOWN_PARAMETER.iter().find_map(|phrase| {
             let (_, rest) = facts.text.split_once(phrase)?;
-            // `property` is an ordinary word; only this sentence counts.
-            let is_sentence = *phrase != "property" || rest.contains("is unsupported");
+            // Ordinary words; only these sentences count.
+            let is_sentence = match *phrase {
+                "property" => rest.contains("is unsupported"),
+                "does not support the" => {
+                    rest.split_whitespace().nth(1).is_some_and(|word| word.starts_with("parameter"))
+                }
+                _ => true,
+            };
             is_sentence.then(|| first_word(rest))
         })
     })?;
+    // xAI names it as its own SDK does.
+    let found = if found == "reasoningeffort" { "reasoning_effort" } else { found };
     let is_name = found.starts_with(|first: char| first.is_ascii_alphabetic()) && found.chars().all(is_in_path);
     (is_name && !ESSENTIAL.contains(&found)).then(|| found.to_owned())
 }
@@ -271,11 +296,15 @@ fn is_in_path(character: char) -> bool {
 
 /// How Anthropic names what it does not know, or no longer, by its path: `tools.0.custom.strict: Extra inputs are not
 /// permitted`, `temperature` is deprecated for this model.
-const EXTRA_INPUT: [&str; 3] =
-    [": extra inputs are not permitted", "` is deprecated for this model", "` is not supported for this model"];
+const EXTRA_INPUT: [&str; 4] = [
+    ": extra inputs are not permitted",
+    "` is deprecated for this model",
+    "` is not supported for this model",
+    "` is not supported with this model",
+];
 
 /// The path of names and numbers that stands directly before one of `phrases`.
-fn path_before<'t>(text: &'t str, phrases: [&str; 3]) -> Option<&'t str> {
+fn path_before<'t>(text: &'t str, phrases: [&str; 4]) -> Option<&'t str> {
     let (before, _) = phrases.iter().find_map(|phrase| text.split_once(phrase))?;
     let is_step = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '.');
     let path = &before[before.trim_end_matches(is_step).len()..];

@@ -1,10 +1,14 @@
 //! The request side of a native Responses provider: the body goes out as it came, less what is nobody's business.
 
-use super::Profile;
-use crate::history::compaction;
+use super::{EFFORT, Profile};
+use crate::effort;
+use crate::history::{compaction, stand_in};
 use crate::json::{self, Kind, Raw, Reader, Str};
 use crate::responses::ParseError;
 use crate::{Call, Framing, Target, sealed};
+
+/// The type of a part that is an image.
+const IMAGE_TYPE: &str = "input_image";
 
 /// Members that hold local paths, git commits and ids of this installation.
 const PRIVATE_MEMBERS: [&str; 1] = ["client_metadata"];
@@ -33,10 +37,14 @@ pub fn encode(body: &[u8], target: &Target) -> Result<Call, ParseError> {
             json::write_string(out, &target.model);
         } else if name.is("input")
             && value.kind() == Kind::Array
-            && (profile.forget_reasoning || value.text().contains(sealed::PREFIX))
+            && (profile.changes_items() || value.text().contains(sealed::PREFIX))
         {
             write_input(out, value, target);
-        } else if value.kind() == Kind::Object && profile.omits_inside(&name.decode()) {
+        } else if name.is("tools") && value.kind() == Kind::Array && profile.omits_inside("tools") {
+            write_tools(out, value, profile);
+        } else if value.kind() == Kind::Object
+            && (profile.omits_inside(&name.decode()) || name.is("reasoning") && !profile.effort_words.is_empty())
+        {
             write_object(out, &name.decode(), value, profile);
         } else {
             out.extend_from_slice(value.text().as_bytes());
@@ -79,11 +87,42 @@ impl<'o> Members<'o> {
 fn write_object(out: &mut Vec<u8>, path: &str, object: Raw<'_>, profile: &Profile) {
     let mut members = Members::open(out);
     for (name, value) in object.entries() {
-        if !profile.omits(&format!("{path}.{}", name.decode())) {
-            members.member(name).extend_from_slice(value.text().as_bytes());
+        let path = format!("{path}.{}", name.decode());
+        if profile.omits(&path) {
+            continue;
         }
+        if path == EFFORT
+            && let Some(wanted) = value.as_str()
+            && !profile.effort_words.is_empty()
+        {
+            if let Some(taken) = effort::nearest(&wanted.decode(), &profile.effort_words) {
+                json::write_string(members.member(name), taken);
+            }
+            continue;
+        }
+        members.member(name).extend_from_slice(value.text().as_bytes());
     }
     members.close();
+}
+
+/// Writes the tools less what the profile omits of each, also of those inside of a namespace.
+fn write_tools(out: &mut Vec<u8>, tools: Raw<'_>, profile: &Profile) {
+    out.push(b'[');
+    for (place, tool) in tools.elements().enumerate() {
+        if place > 0 {
+            out.push(b',');
+        }
+        let mut members = Members::open(out);
+        for (name, value) in tool.entries() {
+            if name.is("tools") && value.kind() == Kind::Array {
+                write_tools(members.member(name), value, profile);
+            } else if !profile.omits(&format!("tools.{}", name.decode())) {
+                members.member(name).extend_from_slice(value.text().as_bytes());
+            }
+        }
+        members.close();
+    }
+    out.push(b']');
 }
 
 /// Writes the items less the reasoning that is not for this provider: it refuses state it cannot decrypt. Ours comes from
@@ -114,7 +153,60 @@ fn write_input(out: &mut Vec<u8>, input: Raw<'_>, target: &Target) {
                 json::write_string(out, &compaction::labelled(&summary));
                 out.extend_from_slice(b"}]}");
             }
-            None => out.extend_from_slice(item.text().as_bytes()),
+            None => write_item(out, item, &target.native),
+        }
+    }
+    out.push(b']');
+}
+
+/// Writes an item as it is, but for what the profile rules out.
+fn write_item(out: &mut Vec<u8>, item: Raw<'_>, profile: &Profile) {
+    let is_developer = item.get("role").and_then(Raw::as_str).is_some_and(|role| role.is("developer"));
+    let relabels = profile.omit_developer && is_developer;
+    let has_image = profile.omit_images && item.text().contains(IMAGE_TYPE);
+    if !relabels && !has_image {
+        out.extend_from_slice(item.text().as_bytes());
+        return;
+    }
+    let mut members = Members::open(out);
+    for (name, value) in item.entries() {
+        let is_content = name.is("content") || name.is("output");
+        let out = members.member(name);
+        if relabels && name.is("role") {
+            out.extend_from_slice(br#""user""#);
+        } else if is_content && value.kind() == Kind::Array {
+            let label = (relabels && name.is("content")).then_some(stand_in::DEVELOPER_LABEL);
+            write_parts(out, value, label, has_image);
+        } else if relabels && let (true, Some(text)) = (name.is("content"), value.as_str()) {
+            json::write_string(out, &[stand_in::DEVELOPER_LABEL, "\n", &text.decode()].concat());
+        } else {
+            out.extend_from_slice(value.text().as_bytes());
+        }
+    }
+    members.close();
+}
+
+/// Writes the parts of a content behind a label, with notes in place of images.
+fn write_parts(out: &mut Vec<u8>, parts: Raw<'_>, label: Option<&str>, omits_images: bool) {
+    let write_text = |out: &mut Vec<u8>, text: &str| {
+        out.extend_from_slice(br#"{"type":"input_text","text":"#);
+        json::write_string(out, text);
+        out.push(b'}');
+    };
+    out.push(b'[');
+    let mut is_first = true;
+    if let Some(label) = label {
+        write_text(out, label);
+        is_first = false;
+    }
+    for part in parts.elements() {
+        if !std::mem::take(&mut is_first) {
+            out.push(b',');
+        }
+        if omits_images && part.get("type").and_then(Raw::as_str).is_some_and(|kind| kind.is(IMAGE_TYPE)) {
+            write_text(out, stand_in::IMAGE_NOTE);
+        } else {
+            out.extend_from_slice(part.text().as_bytes());
         }
     }
     out.push(b']');
@@ -191,6 +283,7 @@ mod tests {
             ("body.store", r#"{"model":"gpt-x","reasoning":{"effort":"high","summary":"auto"},"tools":[]}"#),
             ("reasoning.summary", r#"{"model":"gpt-x","reasoning":{"effort":"high"},"store":false,"tools":[]}"#),
             ("reasoning", r#"{"model":"gpt-x","store":false,"tools":[]}"#),
+            ("reasoning_effort", r#"{"model":"gpt-x","reasoning":{"summary":"auto"},"store":false,"tools":[]}"#),
         ];
         for (parameter, expected) in rows {
             let mut profile = Profile::default();
@@ -201,6 +294,55 @@ mod tests {
         for essential in ["input", "model", "tools[0].name", "nonsense", "reasoning.a.b", ""] {
             assert!(!Profile::default().apply(&Repair::Drop(essential.to_owned())), "{essential}");
         }
+    }
+
+    #[test]
+    fn strict_is_left_out_of_each_tool() {
+        let mut profile = Profile::default();
+        assert!(profile.apply(&Repair::Drop("tools[3].strict".to_owned())));
+        assert!(!profile.apply(&Repair::Drop("tools.0.function.strict".to_owned())));
+        assert_eq!(
+            encoded_for(
+                &target(profile),
+                r#"{"tools":[{"type":"function","strict":false,"name":"a"},{"type":"namespace","tools":[{"strict":true,"name":"b"}]}]}"#
+            ),
+            r#"{"tools":[{"type":"function","name":"a"},{"type":"namespace","tools":[{"name":"b"}]}]}"#
+        );
+    }
+
+    #[test]
+    fn an_effort_becomes_the_nearest_that_is_taken() {
+        let efforts = |words: &[&str]| Repair::Efforts(words.iter().map(|word| (*word).to_owned()).collect());
+        let rows = [
+            (efforts(&["low", "high"]), r#"{"reasoning":{"effort":"high","summary":"auto"}}"#),
+            (efforts(&["none", "low"]), r#"{"reasoning":{"effort":"low","summary":"auto"}}"#),
+            (efforts(&["none"]), r#"{"reasoning":{"summary":"auto"}}"#),
+            (efforts(&[]), r#"{"reasoning":{"summary":"auto"}}"#),
+        ];
+        for (repair, expected) in rows {
+            let mut profile = Profile::default();
+            assert!(profile.apply(&repair) && !profile.apply(&repair), "{repair}");
+            let body = r#"{"reasoning":{"effort":"xhigh","summary":"auto"}}"#;
+            assert_eq!(encoded_for(&target(profile), body), expected, "{repair}");
+        }
+    }
+
+    #[test]
+    fn images_become_notes_and_developers_users() {
+        let body = r#"{"input":[{"type":"message","role":"developer","content":[{"type":"input_text","text":"a"}]},{"type":"message","role":"user","content":[{"type":"input_text","text":"b"},{"type":"input_image","image_url":"data:"}]},{"type":"function_call_output","call_id":"c","output":[{"type":"input_image","image_url":"data:"}]},{"role":"developer","content":"d"}]}"#;
+        let changed = |repair: Repair| {
+            let mut profile = Profile::default();
+            assert!(profile.apply(&repair) && !profile.apply(&repair));
+            encoded_for(&target(profile), body)
+        };
+        let note = format!(r#"{{"type":"input_text","text":"{}"}}"#, stand_in::IMAGE_NOTE);
+        assert_eq!(changed(Repair::NoImages), body.replace(r#"{"type":"input_image","image_url":"data:"}"#, &note));
+        let label = stand_in::DEVELOPER_LABEL;
+        let expected = body
+            .replace("developer", "user")
+            .replacen(r#""content":["#, &format!(r#""content":[{{"type":"input_text","text":"{label}"}},"#), 1)
+            .replace(r#""content":"d""#, &format!(r#""content":"{label}\nd""#));
+        assert_eq!(changed(Repair::MergeSystem), expected);
     }
 
     #[test]

@@ -1037,8 +1037,17 @@ fn refusals_are_learned() {
     }
     changed(Repair::CleanSchema, Profile { plain_schemas: true, ..full() });
     changed(Repair::ForgetThinking, Profile { replay_thinking: false, ..full() });
+    let efforts = Repair::Efforts(["none", "low", "max"].map(str::to_owned).to_vec());
+    changed(efforts, Profile { efforts: vec![Effort::Low, Effort::Max], ..full() });
+    changed(Repair::Efforts(Vec::new()), Profile { thinking: Thinking::Unasked, ..full() });
+    changed(Repair::ThinkByBudget, Profile { thinking: Thinking::Budget, ..full() });
+    changed(Repair::Drop("effort".into()), Profile { efforts: vec![], ..full() });
+    let mut by_budget = Profile { thinking: Thinking::Budget, ..full() };
+    assert!(by_budget.apply(&Repair::ThinkAdaptively));
+    assert_eq!(by_budget, full());
     for repair in [
         Repair::MergeSystem,
+        Repair::NoImages,
         Repair::StringContent,
         Repair::ReasoningContentRequired,
         Repair::RefreshToken,

@@ -656,6 +656,24 @@ fn only_what_was_asked_for_and_nothing_private() {
 }
 
 #[test]
+fn an_effort_is_one_of_those_that_the_provider_has_listed() {
+    let rows: [(&str, &[&str], Value); 6] = [
+        ("xhigh", &["low", "high", "xhigh"], json!({"reasoning_effort": "xhigh"})),
+        ("medium", &["low", "high"], json!({"reasoning_effort": "low"})),
+        ("none", &["none", "low"], json!({"reasoning_effort": "none"})),
+        ("none", &["minimal", "low"], json!({"reasoning_effort": "minimal"})),
+        ("high", &["none", "default"], json!({"reasoning_effort": "default"})),
+        ("high", &["none"], json!({})),
+    ];
+    for (given, listed, expected) in rows {
+        let mut profile = Profile { effort: Effort::ReasoningEffort, ..portable() };
+        profile.apply(&Repair::Efforts(listed.iter().map(|word| (*word).to_owned()).collect()));
+        let sent = options(&json!({"reasoning": {"effort": given}}), profile);
+        assert_eq!(sent, expected, "{given} of {listed:?}");
+    }
+}
+
+#[test]
 fn effort() {
     let efforts =
         [None, Some("none"), Some("minimal"), Some("low"), Some("medium"), Some("high"), Some("xhigh"), Some("max")];
@@ -908,17 +926,28 @@ fn refusals_are_learned() {
     changed(Repair::CleanSchema, Profile { plain_schemas: true, ..full() });
     changed(Repair::StringContent, Profile { string_content: true, ..full() });
     changed(Repair::ReasoningContentRequired, Profile { replay: Replay::ReasoningContent, ..full() });
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    changed(Repair::Efforts(words(&["none", "high"])), Profile { effort_words: words(&["none", "high"]), ..full() });
+    changed(Repair::Efforts(Vec::new()), Profile { effort: Effort::None, ..full() });
     for repair in [
         Repair::Drop("messages".into()),
         Repair::Drop("model".into()),
         Repair::Drop(String::new()),
         Repair::MergeSystem,
+        Repair::NoImages,
+        Repair::ThinkAdaptively,
+        Repair::ThinkByBudget,
         Repair::RefreshToken,
         Repair::CreateSession,
         Repair::StartNewRun,
     ] {
         changed(repair, full());
     }
+    let mut new_name = Profile { max_tokens: MaxTokens::Completion, ..full() };
+    assert!(new_name.apply(&Repair::Drop("max_completion_tokens".into())));
+    assert_eq!(options(&everything, new_name.clone())["max_tokens"], 9);
+    assert!(new_name.apply(&Repair::Drop("max_tokens".into())), "it knows neither");
+    assert_eq!(options(&everything, new_name).get("max_tokens"), None);
     let mut replaying = Profile { replay: Replay::ReasoningContent, ..full() };
     assert!(replaying.apply(&Repair::Drop("messages.2.reasoning_content".into())));
     assert_eq!(replaying, full());
