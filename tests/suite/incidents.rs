@@ -347,6 +347,9 @@ fn secrets_of_twenty_shapes_get_nowhere() {
     seen.push(("the usage".to_owned(), home.ctl(&["usage", "--json"]).ok()));
     seen.push(("the status".to_owned(), home.ctl(&["status", "--json"]).ok()));
     seen.push(("the endpoint".to_owned(), home.ctl(&["endpoint", "show", "leaky", "--json"]).ok()));
+    let accounts = home.ctl(&["accounts", "leaky", "--json"]).ok();
+    assert!(accounts.contains("\"has_key\":true"), "{accounts}");
+    seen.push(("the accounts".to_owned(), accounts));
     let bearer = format!("Bearer {}", home.token("leaky"));
     for path in ["/monitoring", "/metrics", "/health"] {
         let answer = http::request(home.address("leaky"), "GET", path, &[("authorization", &bearer)], b"").unwrap();

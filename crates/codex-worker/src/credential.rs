@@ -144,6 +144,11 @@ impl Credential {
         self.known().ends_at_ms.map(|at| now_ms.saturating_sub(at))
     }
 
+    /// When the key that was read last ends, in Unix milliseconds, if it says so.
+    pub(crate) fn ends_at_ms(&self) -> Option<u64> {
+        self.known().ends_at_ms
+    }
+
     pub(crate) fn source(&self) -> &CredentialSource {
         &self.source
     }

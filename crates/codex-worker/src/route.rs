@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use codex_control::endpoint::CredentialSource;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use serde_json::json;
@@ -55,7 +56,8 @@ pub(crate) async fn answer(
         ),
         (_, "/responses") => answer::method_not_allowed("POST"),
         (Method::GET | Method::HEAD, "/models") => models::answer(worker, &request).await,
-        (_, "/models") => answer::method_not_allowed("GET"),
+        (Method::GET | Method::HEAD, "/accounts") => answer::json(StatusCode::OK, &accounts(worker).await),
+        (_, "/models" | "/accounts") => answer::method_not_allowed("GET"),
         (Method::GET | Method::HEAD, "/metrics") => {
             let uptime_s = worker.started_at.elapsed().as_secs();
             let text = worker.metrics.prometheus(worker.endpoint.id.as_str(), uptime_s, metrics::resident_bytes());
@@ -83,12 +85,7 @@ pub(crate) async fn answer(
 /// A refusal for a request that a web page could have made.
 fn foreign(worker: &Worker, request: &Request<Incoming>) -> Option<Response<Body>> {
     let port = worker.address.port();
-    let is_ours = |host: &HeaderValue| {
-        host.to_str().is_ok_and(|host| match host.rsplit_once(':') {
-            Some((name, number)) => matches!(name, "127.0.0.1" | "localhost" | "[::1]") && number.parse() == Ok(port),
-            None => port == 80 && matches!(host, "127.0.0.1" | "localhost"),
-        })
-    };
+    let is_ours = |host: &HeaderValue| host.to_str().is_ok_and(|host| is_own(host, port));
     let hosts = request.headers().get_all(header::HOST);
     let host_is_ours = hosts.iter().next().is_some() && hosts.iter().all(is_ours);
     if !host_is_ours {
@@ -102,6 +99,16 @@ fn foreign(worker: &Worker, request: &Request<Incoming>) -> Option<Response<Body
         return Some(answer::error(StatusCode::FORBIDDEN, "web_page", "requests from web pages are not answered"));
     }
     None
+}
+
+/// Whether `host` is what a client writes that was told our address, to the letter: a number has one form.
+fn is_own(host: &str, port: u16) -> bool {
+    match host.rsplit_once(':') {
+        Some((name, number)) => {
+            matches!(name, "127.0.0.1" | "localhost" | "[::1]") && number == port.to_string().as_str()
+        }
+        None => port == 80 && matches!(host, "127.0.0.1" | "localhost"),
+    }
 }
 
 /// A refusal for a request without this endpoint's token.
@@ -129,6 +136,31 @@ fn full(worker: &Worker) -> Response<Body> {
     refusal
 }
 
+/// Whose key this endpoint uses, and whether it can be used as far as that is known here. Never the key.
+///
+/// A list, though an endpoint has one account at most: none where its provider wants no key.
+async fn accounts(worker: &Worker) -> serde_json::Value {
+    let credential = &worker.credential;
+    let from = match credential.source() {
+        CredentialSource::None => return json!({ "accounts": [] }),
+        CredentialSource::Store => json!({ "kind": "store" }),
+        CredentialSource::Env(name) => json!({ "kind": "env", "name": name }),
+        CredentialSource::File(path) => json!({ "kind": "file", "path": path }),
+        // Its arguments may name an account or hold a secret of their own.
+        CredentialSource::Command(command) => json!({ "kind": "command", "program": command.first() }),
+    };
+    let problem = credential.get().await.err().map(|error| error.problem(credential.source()));
+    let account = credential.account();
+    json!({ "accounts": [{
+        // A keyed hash: it tells accounts apart and says nothing else.
+        "account": (!account.is_empty()).then_some(account),
+        "key_from": from,
+        "has_key": problem.is_none(),
+        "expires_at_ms": credential.ends_at_ms(),
+        "problem": problem,
+    }] })
+}
+
 /// Everything about this worker that helps to find a fault.
 fn monitoring(worker: &Worker) -> serde_json::Value {
     json!({
@@ -153,4 +185,32 @@ fn health(worker: &Worker) -> serde_json::Value {
         "requests_total": worker.metrics.requests_total(),
         "version": env!("CARGO_PKG_VERSION"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_ours_to_the_letter() {
+        for (host, port, is_ours) in [
+            ("127.0.0.1:41017", 41017, true),
+            ("localhost:41017", 41017, true),
+            ("[::1]:41017", 41017, true),
+            ("localhost", 80, true),
+            ("localhost", 41017, false),
+            ("127.0.0.1:41018", 41017, false),
+            ("127.0.0.1:+41017", 41017, false),
+            ("127.0.0.1:041017", 41017, false),
+            ("127.0.0.1:", 80, false),
+            ("127.0.0.1.:41017", 41017, false),
+            ("127.1:41017", 41017, false),
+            ("x@127.0.0.1:41017", 41017, false),
+            ("127.0.0.1:41017.evil.example", 41017, false),
+            ("127.0.0.1.evil.example:41017", 41017, false),
+            ("", 80, false),
+        ] {
+            assert_eq!(is_own(host, port), is_ours, "{host} {port}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The command line. Each command is a file: its arguments, what it does, what it prints.
 
+mod accounts;
 mod actions;
 mod cleanup;
 mod completions;
@@ -61,6 +62,7 @@ pub(crate) enum Command {
     Models(models::Arguments),
     Login(login::Arguments),
     Logout(logout::Arguments),
+    Accounts(accounts::Arguments),
     Start(run::StartArguments),
     Stop(run::StopArguments),
     Restart(run::RestartArguments),
@@ -101,6 +103,7 @@ pub(crate) fn run(ctx: &Context, command: Command) -> Result<ExitCode, Failure> 
         Command::Models(arguments) => models::run(ctx, &arguments),
         Command::Login(arguments) => login::run(ctx, &arguments),
         Command::Logout(arguments) => logout::run(ctx, &arguments),
+        Command::Accounts(arguments) => accounts::run(ctx, &arguments),
         Command::Start(arguments) => run::start(ctx, &arguments),
         Command::Stop(arguments) => run::stop(ctx, &arguments),
         Command::Restart(arguments) => run::restart(ctx, &arguments),

@@ -19,8 +19,8 @@ use crate::{http, text};
 pub(crate) const WAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time for the supervisor's own answer beyond the time it waits for a worker.
 pub(crate) const WAKE_MARGIN: Duration = Duration::from_secs(2);
-/// Time for a model list, which the worker may have to ask the provider for.
-const MODELS_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time for an answer for which the worker may have to ask the provider, or a program that prints the key.
+const ASK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Waits until the worker of `endpoint` (the default one for `None`) answers, at most `timeout`. The supervisor gets
 /// `margin` more to say that it did not.
@@ -66,16 +66,32 @@ pub(crate) fn models(
     address: SocketAddr,
     refresh: bool,
 ) -> Result<ModelList, Failure> {
+    let target = if refresh { "/v1/models?refresh=1" } else { "/v1/models" };
+    Ok(ModelList { body: ask(ctx, endpoint, address, target, "no model list")? })
+}
+
+/// Asks the worker at `address` for its accounts.
+pub(crate) fn accounts(ctx: &Context, endpoint: &EndpointId, address: SocketAddr) -> Result<Value, Failure> {
+    ask(ctx, endpoint, address, "/v1/accounts", "no list of accounts")
+}
+
+/// Asks the worker of `endpoint` for `target`; `lacking` says what is not there without an answer.
+fn ask(
+    ctx: &Context,
+    endpoint: &EndpointId,
+    address: SocketAddr,
+    target: &str,
+    lacking: &str,
+) -> Result<Value, Failure> {
     let path = ctx.paths.token(endpoint);
     let token = token::read_token(&path)
         .map_err(|error| Failure::from_error(&error))?
         .ok_or_else(|| Failure::new(format!("endpoint `{endpoint}` has no local token in `{}`", path.display())))?;
     let failed = |what: String| {
-        Failure::new(format!("endpoint `{endpoint}` at http://{address} gives no model list: {what}"))
+        Failure::new(format!("endpoint `{endpoint}` at http://{address} gives {lacking}: {what}"))
             .hint(format!("`codexctl logs {endpoint}` shows what its worker does"))
     };
-    let target = if refresh { "/v1/models?refresh=1" } else { "/v1/models" };
-    let answer = http::get(address, target, &token, MODELS_TIMEOUT).map_err(|error| failed(error.to_string()))?;
+    let answer = http::get(address, target, &token, ASK_TIMEOUT).map_err(|error| failed(error.to_string()))?;
     if answer.status != 200 {
         let said: Option<Value> = serde_json::from_slice(&answer.body).ok();
         let said = said.as_ref().and_then(|body| body["error"]["message"].as_str()).map(str::to_owned);
@@ -83,8 +99,7 @@ pub(crate) fn models(
         let said = said.unwrap_or_else(|| String::from_utf8_lossy(&answer.body).trim().to_owned());
         return Err(failed(format!("HTTP {}: {said}", answer.status)));
     }
-    let body = serde_json::from_slice(&answer.body).map_err(|error| failed(format!("it is not JSON: {error}")))?;
-    Ok(ModelList { body })
+    serde_json::from_slice(&answer.body).map_err(|error| failed(format!("it is not JSON: {error}")))
 }
 
 /// What trying an endpoint out has shown.

@@ -60,6 +60,21 @@ fn an_old_list_and_a_missing_one_say_why() {
 }
 
 #[test]
+fn an_endpoint_says_whose_key_it_uses() {
+    let problem = json!({ "message": "endpoint `zai` has no key", "hint": "store one with `codexctl login zai`" });
+    let account = json!({ "account": null, "key_from": { "kind": "store" }, "has_key": false, "expires_at_ms": null, "problem": problem });
+    let body = json!({ "accounts": [account] });
+    let (home, worker, _supervisor) = serve(200, &body);
+    let ended = home.run(&["accounts", "zai"]);
+    assert_eq!(ended.succeeded(), "ACCOUNT  KEY                    STATE\nunknown  the credentials store  no key\n");
+    assert_eq!(ended.stderr, "warning: endpoint `zai` has no key\n  hint: store one with `codexctl login zai`\n");
+    assert_eq!(home.run(&["accounts", "zai", "--json"]).json(), body);
+    assert_eq!(worker.requests(), ["GET /v1/accounts HTTP/1.1"; 2]);
+    let (home, _worker, _supervisor) = serve(200, &json!({ "accounts": [] }));
+    assert_eq!(home.run(&["accounts", "zai"]).succeeded(), "zai needs no key\n");
+}
+
+#[test]
 fn an_endpoint_that_cannot_run_says_why() {
     let home = Home::new();
     let _supervisor = Supervisor::answering(&home, &[], |_, _| {
