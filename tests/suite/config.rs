@@ -92,7 +92,9 @@ fn codex_works_on_an_endpoint_by_its_own_file_and_the_file_comes_back() {
         format!("{path} goes on pointing Codex at the endpoint scripted\n")
     );
     fs::write(file(&home), ours.clone() + "\n[tui]\ntheme = \"x\"\n").unwrap();
-    assert_eq!(home.ctl(&["use", "--none"]).ok(), format!("{path} is as it was before\n"));
+    let taken_back = home.ctl(&["use", "--none"]);
+    assert!(taken_back.stderr.contains("  - model_provider = \"supervised\""), "{taken_back:?}");
+    assert_eq!(taken_back.ok(), format!("{path} is as it was before\n"));
     assert_eq!(home.read("codex/config.toml"), format!("{OWN}\n[tui]\ntheme = \"x\"\n"));
 }
 

@@ -228,6 +228,18 @@ impl Hinted for ConfigError {
                 "make it a symbolic link or a file of its own: `cp --remove-destination \"$(realpath {0})\" {0}` after copying it",
                 path.display()
             )),
+            Self::NotOurs { path } => Some(format!("`ls -l {}` says whose it is", path.display())),
+            Self::TooLarge { .. } => {
+                Some("look what has made it so large; `codexctl launch cli` needs no change of it".to_owned())
+            }
+            Self::Read { path, source } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some(format!("`ls -l {}` says who may read it", path.display()))
+            }
+            Self::Replace { source, .. }
+                if matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =>
+            {
+                Some("its folder must be writable; `codexctl launch cli` needs no change of the file".to_owned())
+            }
             Self::Crowded { .. } => Some("`codexctl restore` lets go of all of them".to_owned()),
             Self::Contended { .. } | Self::Busy { .. } => Some("try again when it has ended".to_owned()),
             _ => None,

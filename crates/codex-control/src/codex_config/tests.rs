@@ -400,7 +400,11 @@ fn what_cannot_be_changed_safely_is_refused() {
         "give `model` the form of Codex's documentation, then try again",
     );
     let home = Home::with(&"#".repeat(usize::try_from(CONFIG_BYTES_MAX).unwrap() + 1));
-    check(&home, &format!("`{file}` is larger than 1048576 bytes"), "");
+    check(
+        &home,
+        &format!("`{file}` is larger than 1048576 bytes"),
+        "look what has made it so large; `codexctl launch cli` needs no change of it",
+    );
     let home = Home::with(OWN);
     fs::set_permissions(home.file(), fs::Permissions::from_mode(0o444)).unwrap();
     check(

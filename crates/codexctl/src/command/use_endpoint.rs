@@ -41,6 +41,13 @@ pub(crate) struct Arguments {
 pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
     let config = CodexConfig::new(&ctx.paths);
     let Some(endpoint) = &arguments.endpoint else {
+        // Where others want something of it, too, it is theirs that comes.
+        if config.holders()?.iter().all(|holder| holder.id == HOLDER)
+            && let Ok(preview) = config.preview(&[])
+            && preview.before != preview.after
+        {
+            output::note(codex_config::difference(&preview).trim_end());
+        }
         return show(ctx, &config, &config.release(HOLDER)?);
     };
     let mut client = daemon::connect_or_start(ctx, daemon::START_TIMEOUT)?;
