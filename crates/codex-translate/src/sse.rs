@@ -4,9 +4,15 @@
 //! mean something here: comments, `id` and `retry` are skipped (they have done their work by arriving). An event
 //! whose one data line lies whole in the chunk, which is nearly every event, is handed out without a copy.
 //!
+//! Two departures from the standard, which would have these lines skipped and half an answer taken for a whole one:
+//! - `error: {…}`, by which llama.cpp and its wrappers say that a stream has failed, is data of an event `error`;
+//! - a line that is bare JSON, as gateways write it when they fail in the middle of a stream, is data. No field's name
+//!   begins with a bracket.
+//!
 //! Deliberately absent: the meaning of a payload. `[DONE]`, empty objects and broken JSON are a decoder's business.
 //!
-//! Source: WHATWG HTML, section 9.2.6 "Interpreting an event stream".
+//! Source: WHATWG HTML, section 9.2.6 "Interpreting an event stream"; <https://github.com/ggml-org/llama.cpp/issues/14566>
+//! and `server_sent_event` in its server, read 2026-11.
 
 use memchr::memchr2;
 
@@ -172,10 +178,15 @@ impl Framer {
             }
         } else if let Some(value) = line.strip_prefix(b"event:") {
             return Line::Event(value.strip_prefix(b" ").unwrap_or(value));
-        } else if line.is_empty() {
-            return Line::Blank;
+        } else if let Some(value) = line.strip_prefix(b"error:") {
+            self.set_event(b"error");
+            return Line::Data(value.strip_prefix(b" ").unwrap_or(value));
         }
-        Line::Skipped
+        match line.first() {
+            None => Line::Blank,
+            Some(b'{' | b'[') => Line::Data(line),
+            Some(_) => Line::Skipped,
+        }
     }
 
     fn add_data(&mut self, data: &[u8]) -> Result<(), FrameTooLong> {
@@ -269,6 +280,10 @@ mod tests {
         check("data: no blank line at the end\ndata: [DONE]", &[("", "no blank line at the end\n[DONE]")]);
         check("\n\n\r\n\r\ndata: x\r\n\r\n\r\n", &[("", "x")]);
         check("data: \u{1f980}\n\n", &[("", "\u{1f980}")]);
+        check("data: a\n\nerror: {\"code\":500}\n\ndata: b\n\n", &[("", "a"), ("error", "{\"code\":500}"), ("", "b")]);
+        check("error:{}", &[("error", "{}")]);
+        check("errors: no\n\ndata: a\nerror: {}\n\n", &[("error", "a\n{}")]);
+        check("data: a\n\n{\"error\":1}\n\n[{}]", &[("", "a"), ("", "{\"error\":1}"), ("", "[{}]")]);
         check("", &[]);
     }
 
@@ -315,7 +330,7 @@ mod tests {
         #[test]
         fn any_chunking_gives_the_same_frames(
             input in proptest::collection::vec(
-                prop_oneof![Just(b'\n'), Just(b'\r'), Just(b':'), Just(b' '), Just(b'd'), any::<u8>()], 0..80),
+                prop_oneof![Just(b'\n'), Just(b'\r'), Just(b':'), Just(b' '), Just(b'd'), Just(b'{'), any::<u8>()], 0..80),
             prefix in any::<bool>(),
             cuts in proptest::collection::vec(0usize..100, 0..6),
         ) {

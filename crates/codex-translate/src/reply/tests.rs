@@ -104,7 +104,7 @@ struct Suite {
 
 static CHAT: Suite = Suite {
     folder: "chat-completions",
-    count_min: 72,
+    count_min: 96,
     decoder: |tools| Box::new(Decoder::new(tools)),
     has_end: |stream| stream.contains("[DONE]") || has_text_member(stream, "finish_reason"),
 };
