@@ -6,9 +6,6 @@ use codex_translate::anthropic::{self, Thinking};
 use codex_translate::chat::{self, Effort, EmptyContent, MaxTokens, Replay};
 use codex_translate::{Repair, Target};
 
-/// The provider of endpoints without a preset.
-const CUSTOM: &str = "custom";
-
 /// The beta by which a model thinks between its calls. Source: <https://docs.anthropic.com/en/docs/build-with-claude/extended-thinking>, read 2026-11.
 const INTERLEAVED_THINKING: &str = "interleaved-thinking-2025-05-14";
 
@@ -34,14 +31,10 @@ pub(crate) fn target(endpoint: &Endpoint, facts: &ModelFacts, account: String, s
         chat,
         anthropic,
         seal_key,
-        ..Target::new(origin(endpoint), facts.id.clone())
+        // State belongs to who answers at an address. A preset says less: an endpoint may have its dialect and another
+        // address, and two servers refuse what the other has signed.
+        ..Target::new(endpoint.base_url.clone(), facts.id.clone())
     }
-}
-
-/// The provider as the origin of state: two endpoints of the user's own making are two providers, whose models may well
-/// have one name, and each refuses what the other has signed.
-fn origin(endpoint: &Endpoint) -> String {
-    if endpoint.provider == CUSTOM { endpoint.base_url.clone() } else { endpoint.provider.clone() }
 }
 
 fn apply(chat: &mut chat::Profile, anthropic: &mut anthropic::Profile, quirk: Quirk) {
@@ -96,5 +89,31 @@ pub(crate) fn repair(target: &mut Target, protocol: Protocol, repair: &Repair) -
         Protocol::ChatCompletions => target.chat.apply(repair),
         Protocol::AnthropicMessages => target.anthropic.apply(repair),
         Protocol::Responses => target.native.apply(repair),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use codex_control::endpoint::{model_facts, resolve};
+    use codex_control::settings::Settings;
+    use codex_control::tables::Tables;
+
+    use super::*;
+
+    #[test]
+    fn state_belongs_to_an_address_whatever_the_preset() {
+        let tables = Tables::embedded();
+        let origin = |lines: &str| {
+            let text = format!("[[endpoint]]\nid = \"e\"\n{lines}\n");
+            let settings = Settings::parse(std::path::Path::new("s"), text.as_bytes()).unwrap();
+            let endpoint = resolve(&settings, &tables, &settings.endpoint[0]).unwrap();
+            let facts = model_facts(&endpoint, &tables, "glm-4.7");
+            target(&endpoint, &facts, "me".to_owned(), [0; 32]).origin()
+        };
+        let preset = origin("preset = \"zai-coding\"");
+        let address = "https://api.z.ai/api/coding/paas/v4";
+        assert_ne!(preset, origin("preset = \"zai-coding\"\nbase_url = \"http://127.0.0.1:9/v1\""));
+        assert_eq!(preset, origin(&format!("preset = \"zai-coding\"\nbase_url = \"{address}/\"")));
+        assert_eq!(preset, origin(&format!("protocol = \"chat-completions\"\nbase_url = \"{address}\"")));
     }
 }
