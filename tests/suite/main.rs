@@ -12,6 +12,7 @@
 //! | `insurance` | a provider fails before its answer begins, and Codex does not notice |
 //! | `sweep` | thousands of failures, each kind at each place of an answer: no answer is broken, no call in part or twice |
 //! | `load` | many streams at once, each answer checked, and the worker no larger at the end |
+//! | `native` | providers that speak Responses themselves: answers in one piece, state of another provider |
 //! | `kept` | what a worker keeps of requests while their answers flow has a total |
 //! | `reliability` | killed, replaced, stopped, frozen, starved: nothing is refused and nothing breaks |
 //! | `sessions` | Codex under its launcher: what it leaves is ended, what it uses is watched |
@@ -35,6 +36,7 @@ mod incidents;
 mod insurance;
 mod kept;
 mod load;
+mod native;
 mod protocols;
 mod provider;
 mod reliability;

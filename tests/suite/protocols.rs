@@ -120,8 +120,16 @@ fn a_thought_without_words_keeps_its_signature() {
     assert_eq!((&block["type"], &block["thinking"]), (&json!("thinking"), &json!("")));
 }
 
-/// One thread: begun at the first provider, continued at the second, and brought back.
+/// One thread: begun at the first provider, continued at the second, and brought back. Nothing of it is refused.
 fn there_and_back(first: Script, second: Script) {
+    let (a, b, runs) = travel(first, second);
+    runs[2].assert_clean(&a);
+    runs[1].assert_clean(&b);
+    assert_eq!((a.requests().len(), b.requests().len()), (4, 2), "no request was refused or repeated");
+}
+
+/// The same, with what the providers were told and the three runs of Codex.
+fn travel(first: Script, second: Script) -> (FakeProvider, FakeProvider, [Run; 3]) {
     let a = FakeProvider::start(
         strict(first)
             .turn(
@@ -178,9 +186,7 @@ fn there_and_back(first: Script, second: Script) {
         .map(|event| &event["thread_id"])
         .collect();
     assert!(threads.len() == 3 && threads.iter().all(|id| *id == threads[0]), "it is one session: {threads:?}");
-    runs[2].assert_clean(&a);
-    runs[1].assert_clean(&b);
-    assert_eq!((a.requests().len(), b.requests().len()), (4, 2), "no request was refused or repeated");
+    (a, b, runs)
 }
 
 #[test]
@@ -207,6 +213,24 @@ fn a_thread_goes_from_chat_to_native_and_back() {
 #[test]
 fn a_thread_goes_from_native_to_anthropic_and_back() {
     there_and_back(Script::responses(), Script::anthropic());
+}
+
+/// What a native provider has encrypted does not say whose it is: the other one refuses it, once, and Codex sees nothing.
+#[test]
+fn a_thread_goes_to_another_native_provider_and_back() {
+    let (a, b, runs) = travel(Script::responses(), Script::responses());
+    for run in &runs {
+        run.assert_ended_well();
+    }
+    for (provider, n_requests) in [(&a, 5), (&b, 3)] {
+        let complaints = provider.complaints();
+        let requests = provider.requests();
+        assert_eq!(requests.len(), n_requests, "one refused request each: {complaints:?}\n{}", outline(&requests));
+        assert!(
+            complaints.iter().all(|complaint| complaint.contains("could not be verified")),
+            "nothing else is refused: {complaints:?}"
+        );
+    }
 }
 
 /// Each failure comes before an answer has begun, in the words of the protocol.

@@ -62,6 +62,11 @@ impl Worker {
         Ok(stream)
     }
 
+    /// Its counters, as text.
+    pub(crate) fn metrics(&self) -> String {
+        http::request(self.address, "GET", "/metrics", &self.headers(), b"").expect("the worker answers").text()
+    }
+
     fn headers(&self) -> [(&str, &str); 2] {
         [("authorization", self.bearer.as_str()), ("content-type", "application/json")]
     }

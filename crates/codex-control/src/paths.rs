@@ -256,6 +256,12 @@ impl Paths {
         self.cache.join("learned").join(format!("{endpoint}.json"))
     }
 
+    /// What is known of the state that conversations carry for one endpoint's provider: beside what its refusals have
+    /// taught.
+    pub fn states_beside(learned: &Path) -> PathBuf {
+        learned.with_extension("states.json")
+    }
+
     /// Model list of one endpoint as fetched from its provider.
     pub fn models_cache(&self, endpoint: &EndpointId) -> PathBuf {
         self.cache.join("models").join(format!("{endpoint}.json"))

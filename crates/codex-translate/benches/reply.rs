@@ -81,7 +81,7 @@ fn translate(criterion: &mut Criterion) {
     };
     group.bench_function("native", |bencher| {
         bencher.iter(|| {
-            let mut sniffer = Sniffer::new();
+            let mut sniffer = Sniffer::default();
             for read in native.chunks(READ_BYTES) {
                 black_box(sniffer.feed(black_box(read)));
             }

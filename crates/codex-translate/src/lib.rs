@@ -22,6 +22,7 @@ mod effort;
 pub mod failure;
 pub mod history;
 pub mod json;
+pub mod mark;
 pub mod native;
 pub mod ndjson;
 pub mod reply;

@@ -11,6 +11,7 @@
 use std::collections::HashSet;
 
 use crate::failure::redact;
+use crate::mark::Mark;
 use crate::responses::Emitter;
 use crate::sealed::Origin;
 use crate::sse::{FRAME_BYTES_MAX, FrameTooLong};
@@ -74,7 +75,7 @@ pub struct Progress {
 }
 
 /// What became of an answer.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Summary {
     /// How it ended.
     pub outcome: Outcome,
@@ -83,6 +84,10 @@ pub struct Summary {
     /// The finished items of the answer, as JSON, separated by commas, where they are to be kept
     /// ([`ReplyConfig::keep_output`]).
     pub output: Vec<u8>,
+    /// Marks of the state in the answer that is not sealed by us: a native provider's.
+    pub states: Vec<Mark>,
+    /// One of them is a compacted history.
+    pub is_compacted: bool,
     /// Frames that could not be read.
     pub unreadable_frames: u64,
     /// What the first of them began with.
@@ -90,9 +95,10 @@ pub struct Summary {
 }
 
 /// How an answer ended.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub enum Outcome {
     /// `response.completed`
+    #[default]
     Completed,
     /// `response.incomplete`
     Incomplete,
@@ -486,6 +492,8 @@ impl Rest {
             outcome: self.outcome.clone().unwrap_or_else(|| Outcome::Failed(no_answer())),
             usage: self.emitter.usage_spent().filter(Usage::is_known),
             output: self.emitter.kept_output(),
+            states: Vec::new(),
+            is_compacted: false,
             unreadable_frames: self.unreadable_frames,
             first_unreadable: self.first_unreadable.clone(),
         }

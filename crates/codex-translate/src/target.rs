@@ -2,12 +2,13 @@
 
 use std::fmt;
 
-use crate::sealed::Origin;
+use crate::mark::{Mark, Marks};
+use crate::sealed::{self, Opened, Origin};
 
 /// The choice made for one request.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Target {
-    /// Provider id, e.g. `zai-coding`; opaque state is bound to it.
+    /// Who the provider is, in a word or by its address; opaque state is bound to it.
     pub provider: String,
     /// The upstream's name of the model.
     pub model: String,
@@ -26,6 +27,8 @@ pub struct Target {
     pub native: crate::native::Profile,
     /// Key that authenticates sealed state, so that a client cannot forge it.
     pub seal_key: [u8; 32],
+    /// State that the provider has refused, wherever it comes from: it is left out.
+    pub refused: Marks,
 }
 
 impl Target {
@@ -41,6 +44,7 @@ impl Target {
             anthropic: crate::anthropic::Profile::default(),
             native: crate::native::Profile::default(),
             seal_key: [0; 32],
+            refused: Marks::default(),
         }
     }
 
@@ -48,11 +52,22 @@ impl Target {
     pub fn origin(&self) -> Origin {
         Origin { provider: self.provider.clone(), model: self.model.clone(), account: self.account.clone() }
     }
+
+    /// Opens state of the history that `origin`, this target's, may be given back.
+    pub(crate) fn open(&self, origin: &Origin, state: &str) -> Opened {
+        if self.refuses(state) { Opened::Unknown } else { sealed::open(&self.seal_key, origin, state) }
+    }
+
+    /// Whether the provider has refused this state.
+    pub(crate) fn refuses(&self, state: &str) -> bool {
+        !self.refused.is_empty() && self.refused.contains(&Mark::of(&self.account, state))
+    }
 }
 
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { provider, model, account, context_window, images, chat, anthropic, native, seal_key: _ } = self;
+        let Self { provider, model, account, context_window, images, chat, anthropic, native, seal_key: _, refused } =
+            self;
         f.debug_struct("Target")
             .field("provider", provider)
             .field("model", model)
@@ -63,6 +78,7 @@ impl fmt::Debug for Target {
             .field("anthropic", anthropic)
             .field("native", native)
             .field("seal_key", &"…")
+            .field("refused", &refused.len())
             .finish()
     }
 }

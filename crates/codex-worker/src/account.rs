@@ -81,6 +81,7 @@ impl Account {
             let (mut earlier, now_ms) = self.worker.earlier();
             earlier.keep(now_ms, &self.response_id(), items);
         }
+        self.worker.states.made(&summary.states, summary.is_compacted);
         if let Some(usage) = &summary.usage {
             self.report.input_tokens = Some(usage.input_tokens);
             self.report.output_tokens = Some(usage.output_tokens);

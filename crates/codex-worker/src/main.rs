@@ -38,6 +38,7 @@ mod serve;
 mod sign_in;
 mod signals;
 mod standalone;
+mod states;
 mod stream;
 mod target;
 mod turn;

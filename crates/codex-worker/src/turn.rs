@@ -20,6 +20,7 @@ use codex_control::{Secret, redact};
 use codex_translate::anthropic::Anthropic;
 use codex_translate::chat::Chat;
 use codex_translate::history::{earlier, fit};
+use codex_translate::mark::{self, Mark};
 use codex_translate::native::Sniffer;
 use codex_translate::reply::{Outcome, ReplyConfig};
 use codex_translate::tools::ToolTable;
@@ -61,7 +62,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_mins(1);
 /// All waits of one request together.
 const WAITS_MAX: Duration = Duration::from_mins(5);
 /// Changes of a refused request, each followed by another attempt.
-const REPAIRS_MAX: u32 = 2;
+const REPAIRS_MAX: usize = 2;
 /// Time more for the first byte for each item of the conversation: long ones are read slowly.
 const FIRST_BYTE_PER_ITEM: Duration = Duration::from_millis(500);
 /// Time more for the first byte when there are tools.
@@ -272,13 +273,16 @@ impl Sheet {
                 let decoder = protocol.decoder(plan.request, &plan.target);
                 reply.restart(decoder, plan.call.framing, plan.target.origin());
             }
-            _ => self.native = Some(Default::default()),
+            _ => self.native = Some((Box::new(Sniffer::new(plan.target.account.clone())), Vec::new())),
         }
     }
 
     /// Reads what has arrived: something visible, a failure, or neither yet.
     fn feed(&mut self, data: &[u8]) -> Option<Result<Relay, Failure>> {
         if let Some((sniffer, head)) = &mut self.native {
+            if head.len() + data.len() > WHOLE_ANSWER_BYTES_MAX {
+                return Some(Err(too_large()));
+            }
             head.extend_from_slice(data);
             let progress = sniffer.feed(data);
             if !progress.visible && !progress.finished {
@@ -305,6 +309,11 @@ impl Sheet {
     /// The body has ended with nothing visible: empty, or so short that it is complete only with its end.
     fn end_attempt(&mut self) -> Result<Relay, Failure> {
         if let Some((sniffer, head)) = self.native.take() {
+            if sniffer.is_body() {
+                let (summary, bytes) = sniffer.whole(&head, self.wants_stream)?;
+                self.ready.extend_from_slice(&bytes);
+                return Ok(Relay::Ended(Box::new(summary)));
+            }
             let summary = sniffer.end(EndCause::Eof);
             if let Outcome::Failed(failure) = summary.outcome {
                 return Err(failure);
@@ -373,8 +382,8 @@ async fn exchange(worker: Arc<Worker>, body: Bytes, desk: Desk) -> Result<Begun,
         sheet.account.report.model = request.model.clone().into_owned();
         sheet.account.report.upstream_model.clone_from(&model);
     }
-    let facts = worker.models.facts(&worker, &model);
-    let mut target = target::target(&worker.endpoint, &facts, worker.credential.account(), worker.seal_key);
+    let mut target = target_for(&worker, &model);
+    target.refused = worker.states.all_refused();
     let learned = worker.learned.repairs(&model);
     for repair in &learned {
         target::repair(&mut target, worker.endpoint.protocol, repair);
@@ -393,6 +402,12 @@ async fn exchange(worker: Arc<Worker>, body: Bytes, desk: Desk) -> Result<Begun,
         desk.lock().basis = Some(Basis { raw: body.clone(), target: plan.target, room });
     }
     Ok(begun)
+}
+
+/// Everything that is known of the provider before it has refused anything.
+fn target_for(worker: &Worker, model: &str) -> Target {
+    let facts = worker.models.facts(worker, model);
+    target::target(&worker.endpoint, &facts, worker.credential.account(), worker.seal_key)
 }
 
 /// The conversation of a request, for the answer to be continued by a later one; `None` where there is no room for it:
@@ -460,6 +475,8 @@ struct Plan<'r, 'a> {
     /// The call's body, shared between attempts.
     body: Bytes,
     first_byte_timeout: Duration,
+    /// Marks of the state that a refusal has made us leave out.
+    left_out: Vec<Mark>,
 }
 
 impl<'r, 'a> Plan<'r, 'a> {
@@ -479,8 +496,12 @@ impl<'r, 'a> Plan<'r, 'a> {
             None => native::encode(raw, &target)?,
         };
         let body = Bytes::from(std::mem::take(&mut call.body));
-        let first_byte_timeout = first_byte_timeout(worker.endpoint.limits.first_byte_timeout_s, request);
-        Ok(Self { request, raw, target, protocol, call, body, first_byte_timeout })
+        let mut first_byte_timeout = first_byte_timeout(worker.endpoint.limits.first_byte_timeout_s, request);
+        if protocol.is_none() && !request.stream {
+            // The first byte comes when the answer is whole.
+            first_byte_timeout = first_byte_timeout.max(FIRST_BYTE_MAX);
+        }
+        Ok(Self { request, raw, target, protocol, call, body, first_byte_timeout, left_out: Vec::new() })
     }
 
     /// How often the rest of the answer may be asked for: never where the client has set the limit, or waits for all of
@@ -507,8 +528,26 @@ impl<'r, 'a> Plan<'r, 'a> {
     }
 
     /// Changes the request as a refusal asks for; `false` if that changes nothing.
-    fn repair(&mut self, protocol: WireProtocol, repair: &Repair) -> bool {
-        target::repair(&mut self.target, protocol, repair) && self.encode_again()
+    fn repair(&mut self, worker: &Worker, repair: &Repair) -> bool {
+        *repair == Repair::ForgetThinking && self.leave_state_out(worker)
+            || target::repair(&mut self.target, worker.endpoint.protocol, repair) && self.encode_again()
+    }
+
+    /// Leaves out the state that may be what the provider refuses; `false` if there is none.
+    fn leave_state_out(&mut self, worker: &Worker) -> bool {
+        let marks = mark::marks(self.request, &self.target.account);
+        loop {
+            let suspects = worker.states.suspects(&marks, &self.target.refused);
+            if suspects.is_empty() {
+                return false;
+            }
+            Arc::make_mut(&mut self.target.refused).extend(&suspects);
+            self.left_out.extend(suspects);
+            // State of ours is not sent to a native provider anyway.
+            if self.encode_again() {
+                return true;
+            }
+        }
     }
 
     /// Writes the call for a changed target; `false` if that cannot be done or gives the same call.
@@ -604,7 +643,7 @@ async fn attempts(
     let was_exhausted = worker.exhausted.contains(Instant::now(), request);
     let mut budget = if was_exhausted { Budget::spent() } else { Budget::default() };
     let mut key_was_renewed = false;
-    let mut repaired: Option<(Repair, String)> = None;
+    let mut repairs: Vec<(Repair, String)> = Vec::new();
     let mut n_repairs = 0;
     let mut was_shortened = false;
     loop {
@@ -619,9 +658,10 @@ async fn attempts(
         desk.lock().account.report.attempts += 1;
         let failure = match attempt(worker, desk, plan, key.as_ref()).await {
             Ok(begun) => {
-                if let Some((repair, evidence)) = &repaired {
+                for (repair, evidence) in &repairs {
                     worker.learned.keep(&plan.target.model, repair, evidence);
                 }
+                worker.states.refused(&plan.left_out);
                 worker.exhausted.forget(request);
                 return Ok(begun);
             }
@@ -636,10 +676,10 @@ async fn attempts(
         }
         if let Some(repair) = &failure.repair
             && n_repairs < REPAIRS_MAX
-            && plan.repair(worker.endpoint.protocol, repair)
+            && plan.repair(worker, repair)
         {
             n_repairs += 1;
-            repaired = Some((repair.clone(), redact::redact(&failure.message).into_owned()));
+            repairs.push((repair.clone(), redact::redact(&failure.message).into_owned()));
             continue;
         }
         if failure.class == FailureClass::ContextLength && !std::mem::replace(&mut was_shortened, true) {
@@ -654,10 +694,9 @@ async fn attempts(
             // What was learned may be what is refused now: try once as if nothing had been.
             uses_learned = false;
             worker.learned.forget(Some(&plan.target.model));
-            repaired = None;
-            let facts = worker.models.facts(worker, &plan.target.model);
-            let account = worker.credential.account();
-            plan.target = target::target(&worker.endpoint, &facts, account, worker.seal_key);
+            repairs.clear();
+            let refused = std::mem::take(&mut plan.target.refused);
+            plan.target = Target { refused, ..target_for(worker, &plan.target.model) };
             if plan.encode_again() {
                 continue;
             }
@@ -824,7 +863,7 @@ async fn whole(worker: &Worker, desk: &Desk, begun: Begun) -> Response<Body> {
             Ok(Some(Ok(frame))) => {
                 let Ok(data) = frame.into_data() else { continue };
                 if stream.len() > WHOLE_ANSWER_BYTES_MAX {
-                    EndCause::Failed(Failure::new(FailureClass::Malformed, "the answer is too large"))
+                    EndCause::Failed(too_large())
                 } else {
                     relay.feed(&data, &mut stream);
                     continue;
@@ -844,7 +883,7 @@ async fn whole(worker: &Worker, desk: &Desk, begun: Begun) -> Response<Body> {
         Outcome::Completed | Outcome::Incomplete => None,
     };
     desk.lock().account.ended(&summary);
-    match (failure, terminal_response(&stream)) {
+    match (failure, terminal_response(stream)) {
         (None, Some(response)) => answer::with_type(StatusCode::OK, "application/json", response),
         (failure, _) => {
             let failure = failure.unwrap_or_else(|| Failure::new(FailureClass::Malformed, "the answer has no end"));
@@ -854,17 +893,27 @@ async fn whole(worker: &Worker, desk: &Desk, begun: Begun) -> Response<Body> {
     }
 }
 
-/// The `response` member of the last event of `stream`.
-fn terminal_response(stream: &[u8]) -> Option<Vec<u8>> {
+/// The `response` member of the last event of `stream`, behind which an end mark may stand. A native provider that was
+/// asked for no stream has answered with that object itself.
+fn terminal_response(stream: Vec<u8>) -> Option<Vec<u8>> {
     #[derive(serde::Deserialize)]
     struct Terminal<'a> {
         #[serde(borrow)]
         response: &'a serde_json::value::RawValue,
     }
-    let lines = stream.split(|byte| *byte == b'\n');
-    let last = lines.filter_map(|line| line.strip_prefix(b"data: ")).next_back()?;
-    let terminal: Terminal<'_> = serde_json::from_slice(last).ok()?;
-    Some(terminal.response.get().as_bytes().to_vec())
+    let text = stream.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&stream);
+    if text.trim_ascii_start().starts_with(b"{") {
+        return Some(stream);
+    }
+    let mut events = text.split(|byte| *byte == b'\n').rev().filter_map(|line| line.strip_prefix(b"data:"));
+    events.find_map(|data| {
+        let terminal: Terminal<'_> = serde_json::from_slice(data).ok()?;
+        Some(terminal.response.get().as_bytes().to_vec())
+    })
+}
+
+fn too_large() -> Failure {
+    Failure::new(FailureClass::Malformed, "the answer is too large")
 }
 
 /// Tells Codex that every attempt failed, in an answer that has not begun.
@@ -967,10 +1016,13 @@ mod tests {
     fn the_terminal_event_holds_the_whole_answer() {
         let stream = concat!(
             "event: a\ndata: {\"type\":\"a\"}\n\n",
-            "data: {\"type\":\"response.completed\",\"response\":{\"id\":\"r\"}}\n\n",
-        )
-        .as_bytes();
-        assert_eq!(terminal_response(stream).as_deref(), Some(&br#"{"id":"r"}"#[..]));
-        assert_eq!(terminal_response(b""), None);
+            "data:{\"type\":\"response.completed\",\"response\":{\"id\":\"r\"}}\r\n\r\n",
+            "data: [DONE]\n\n",
+        );
+        let terminal = |stream: &str| terminal_response(stream.into()).map(|body| String::from_utf8(body).unwrap());
+        assert_eq!(terminal(stream).as_deref(), Some(r#"{"id":"r"}"#));
+        let body = "\u{feff}\n{\n \"id\": \"r\" }\n";
+        assert_eq!(terminal(body).as_deref(), Some(body));
+        assert_eq!(terminal(""), None);
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use codex_control::endpoint::Endpoint;
 use codex_control::environment::Environment;
 use codex_control::ipc::{Assignment, FromWorker, Problem};
+use codex_control::paths::Paths;
 use codex_control::tables::Tables;
 use codex_control::token::{self, SEAL_KEY_BYTES, TokenError};
 use codex_translate::history::earlier::Earlier;
@@ -18,6 +19,7 @@ use crate::learned::Learned;
 use crate::local_token::LocalToken;
 use crate::metrics::Metrics;
 use crate::models::Models;
+use crate::states::States;
 use crate::upstream::Upstream;
 
 /// Most bytes of all requests together that are kept while their answers flow: some thirty of a megabyte. An answer
@@ -36,6 +38,7 @@ pub(crate) struct Worker {
     pub(crate) models: Models,
     pub(crate) learned: Learned,
     pub(crate) exhausted: Exhausted,
+    pub(crate) states: States,
     /// What requests may continue. The lock protects it alone; nothing is awaited under it.
     earlier: Mutex<Earlier>,
     /// A permit for each byte of [`KEPT_BYTES_MAX`] that is free.
@@ -73,6 +76,7 @@ impl Worker {
             credential: Credential::new(&endpoint, credential_file, seal_key),
             upstream: Upstream::new(&endpoint, &Environment::from_process()),
             models: Models::new(&endpoint, models_cache_file),
+            states: States::load(Paths::states_beside(&learned_file)),
             learned: Learned::load(learned_file),
             exhausted: Exhausted::default(),
             earlier: Mutex::default(),

@@ -540,7 +540,7 @@ impl State {
 
     fn open_one(&mut self, sealed: &str, target: &Target, origin: &Origin) -> Thought {
         // Another product's state, and that of another model, is of no use to this one.
-        let Opened::Ours(parts) = sealed::open(&target.seal_key, origin, sealed) else { return Thought::Lost };
+        let Opened::Ours(parts) = target.open(origin, sealed) else { return Thought::Lost };
         let mut kept = String::new();
         let mut is_lost = false;
         for part in parts {

@@ -77,7 +77,7 @@ fn body(
         profile,
         table,
         images: target.images && !profile.string_content,
-        seal_key: &target.seal_key,
+        target,
         origin: target.origin(),
         last: None,
         user: Vec::new(),
@@ -129,7 +129,7 @@ struct Messages<'r, 'a> {
     profile: &'r Profile,
     table: &'r ToolTable,
     images: bool,
-    seal_key: &'r [u8; 32],
+    target: &'r Target,
     origin: Origin,
     last: Option<Role>,
     /// The user message that is being collected. Under strict alternation it grows until someone else speaks.
@@ -278,7 +278,7 @@ impl<'r, 'a> Messages<'r, 'a> {
     }
 
     fn assistant(&mut self, turn: Assistant<'r, 'a>) {
-        let state = State::open(turn, self.profile.replay, self.seal_key, &self.origin);
+        let state = State::open(turn, self.target, &self.origin);
         let mut texts = turn.texts().peekable();
         let mut calls = turn.calls().peekable();
         if texts.peek().is_none() && calls.peek().is_none() {
@@ -499,18 +499,18 @@ struct State {
 }
 
 impl State {
-    fn open(turn: Assistant<'_, '_>, replay: Replay, key: &[u8; 32], origin: &Origin) -> Self {
+    fn open(turn: Assistant<'_, '_>, target: &Target, origin: &Origin) -> Self {
         let mut state = Self::default();
         for sealed in turn.reasoning().filter_map(|reasoning| reasoning.encrypted_content) {
             // Another product's state, and that of another model, is of no use to this one.
-            let Opened::Ours(parts) = sealed::open(key, origin, &sealed.decode()) else {
+            let Opened::Ours(parts) = target.open(origin, &sealed.decode()) else {
                 continue;
             };
             for part in parts {
                 match part {
                     // A provider that changed its ways since still gets its model's own words, in the form it wants now.
                     sealed::Part::ReasoningContent(text) | sealed::Part::InlineThink(text) => {
-                        if replay != Replay::Never {
+                        if target.chat.replay != Replay::Never {
                             state.reasoning.push_str(&text);
                         }
                     }

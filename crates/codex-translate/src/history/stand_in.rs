@@ -27,6 +27,10 @@ were about to call a tool, call it now]";
 /// Before the summary of a history that was compacted.
 pub(crate) const SUMMARY_LABEL: &str =
     "[summary of the conversation up to here; it replaces what was said and done before, go on from it]";
+/// In place of one that its provider alone can read, and the present one has refused.
+pub(crate) const LOST_SUMMARY_NOTE: &str = "\
+[the conversation up to here was summed up by another provider in a form that cannot be read here, and is lost. Where \
+something is missing, look at the files, or ask]";
 /// Asks for that summary, where Codex leaves the words to its provider.
 pub(crate) const COMPACTION_INSTRUCTION: &str = "\
 Stop working here and write a handoff summary of this conversation. It will replace everything above for whoever goes \

@@ -5,7 +5,7 @@ use crate::effort;
 use crate::history::{compaction, stand_in};
 use crate::json::{self, Kind, Raw, Reader, Str};
 use crate::responses::ParseError;
-use crate::{Call, Framing, Target, sealed};
+use crate::{Call, Framing, Target, mark, sealed};
 
 /// The type of a part that is an image.
 const IMAGE_TYPE: &str = "input_image";
@@ -17,7 +17,8 @@ const PRIVATE_MEMBERS: [&str; 1] = ["client_metadata"];
 ///
 /// Everything is carried byte for byte, except that `model` becomes the target's name for it, that the private members,
 /// what the target's [`Profile`] rules out and reasoning that is ours are not there, and that a history which we have
-/// compacted becomes the words that it is.
+/// compacted becomes the words that it is. State that the provider has refused ([`Target::refused`]) is left out; where
+/// it was a compacted history, a note says so.
 ///
 /// # Errors
 /// [`ParseError::Json`] for a body that is not a JSON object.
@@ -37,7 +38,7 @@ pub fn encode(body: &[u8], target: &Target) -> Result<Call, ParseError> {
             json::write_string(out, &target.model);
         } else if name.is("input")
             && value.kind() == Kind::Array
-            && (profile.changes_items() || value.text().contains(sealed::PREFIX))
+            && (profile.changes_items() || !target.refused.is_empty() || value.text().contains(sealed::PREFIX))
         {
             write_input(out, value, target);
         } else if name.is("tools") && value.kind() == Kind::Array && profile.omits_inside("tools") {
@@ -125,32 +126,24 @@ fn write_tools(out: &mut Vec<u8>, tools: Raw<'_>, profile: &Profile) {
     out.push(b']');
 }
 
-/// Writes the items less the reasoning that is not for this provider: it refuses state it cannot decrypt. Ours comes from
-/// a time when the thread was at an endpoint with another protocol. Nothing else is lost: what Codex shows of it is no
-/// part of the history, and a summary of ours is said in words.
+/// Writes the items less the state that is not for this provider, which it refuses or has refused. Ours comes from a time
+/// when the thread was at an endpoint with another protocol. Of reasoning nothing else is lost: what Codex shows of it is
+/// no part of the history. A summary of ours is said in words.
 fn write_input(out: &mut Vec<u8>, input: Raw<'_>, target: &Target) {
     out.push(b'[');
     let mut separator: &[u8] = b"";
     for item in input.elements() {
-        let text = |name: &str| item.get(name).and_then(Raw::as_str);
-        let is_ours = || text("encrypted_content").is_some_and(|state| state.escaped().starts_with(sealed::PREFIX));
-        let is = |kind: &str| text("type").is_some_and(|text| text.is(kind));
-        if is("reasoning") && (target.native.forget_reasoning || is_ours()) {
-            continue;
-        }
-        let summary = if is("compaction") && is_ours() {
-            // One that does not open is as unreadable to this provider as it is to us.
-            let Some(summary) = compaction::summary(item, target) else { continue };
-            Some(summary)
-        } else {
-            None
+        let said = match read(item, target) {
+            Carried::AsItIs => None,
+            Carried::InWords(words) => Some(words),
+            Carried::Not => continue,
         };
         out.extend_from_slice(separator);
         separator = b",";
-        match summary {
-            Some(summary) => {
+        match said {
+            Some(words) => {
                 out.extend_from_slice(br#"{"type":"message","role":"user","content":[{"type":"input_text","text":"#);
-                json::write_string(out, &compaction::labelled(&summary));
+                json::write_string(out, &words);
                 out.extend_from_slice(b"}]}");
             }
             None => write_item(out, item, &target.native),
@@ -212,10 +205,40 @@ fn write_parts(out: &mut Vec<u8>, parts: Raw<'_>, label: Option<&str>, omits_ima
     out.push(b']');
 }
 
+/// How an item goes to the provider.
+enum Carried {
+    AsItIs,
+    /// As a message of the user's.
+    InWords(String),
+    Not,
+}
+
+fn read(item: Raw<'_>, target: &Target) -> Carried {
+    let Some(state) = mark::state(item) else { return Carried::AsItIs };
+    let kind = item.get("type").and_then(Raw::as_str).unwrap_or(Str::EMPTY);
+    let is_compaction = mark::is_compacted(kind);
+    if state.escaped().starts_with(sealed::PREFIX) {
+        return match compaction::summary(item, target) {
+            Some(summary) if is_compaction => Carried::InWords(compaction::labelled(&summary)),
+            // A summary that does not open is as unreadable to this provider as it is to us.
+            _ if is_compaction || kind.is("reasoning") => Carried::Not,
+            _ => Carried::AsItIs,
+        };
+    }
+    match target.refuses(&state.decode()) {
+        true if is_compaction => Carried::InWords(stand_in::LOST_SUMMARY_NOTE.to_owned()),
+        true => Carried::Not,
+        false => Carried::AsItIs,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
     use crate::failure::Repair;
+    use crate::mark::Mark;
     use crate::sealed::{Origin, Part};
 
     fn target(profile: Profile) -> Target {
@@ -251,9 +274,24 @@ mod tests {
             r#"{"input":[{"type":"message","x":"cxp1:"},{"type":"reasoning","encrypted_content":"gAAA"}]}"#
         );
         assert_eq!(encoded(r#"{"input":"cxp1:"}"#), r#"{"input":"cxp1:"}"#);
-        let foreign = r#"{"input":[{"type":"reasoning","encrypted_content":"gAAA"},{"type":"message"}]}"#;
-        let forgetful = target(Profile { forget_reasoning: true, ..Profile::default() });
-        assert_eq!(encoded_for(&forgetful, foreign), r#"{"input":[{"type":"message"}]}"#);
+    }
+
+    #[test]
+    fn state_that_was_refused_is_left_out_and_no_other() {
+        let body = r#"{"input":[ {"type":"compaction","encrypted_content":"C"},{"type":"reasoning","encrypted_content":"g\/A"}, {"type":"reasoning","encrypted_content":"gB"},{"type":"new","encrypted_content":"N"},{"type":"message","x":"g/A"} ]}"#;
+        let refused = ["g/A", "C", "N"].map(|state| Mark::of("me", state));
+        let mut target =
+            Target { account: "me".into(), refused: HashSet::from(refused).into(), ..target(Profile::default()) };
+        let note = serde_json::json!(stand_in::LOST_SUMMARY_NOTE).to_string();
+        assert_eq!(
+            encoded_for(&target, body),
+            format!(
+                r#"{{"input":[{{"type":"message","role":"user","content":[{{"type":"input_text","text":{note}}}]}},{{"type":"reasoning","encrypted_content":"gB"}},{{"type":"message","x":"g/A"}}]}}"#
+            )
+        );
+        target.account = "another".into();
+        let all = body.replace("[ ", "[").replace(", {", ",{").replace(" ]", "]");
+        assert_eq!(encoded_for(&target, body), all, "what one account cannot read is another's");
     }
 
     #[test]
