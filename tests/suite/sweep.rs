@@ -26,29 +26,34 @@ use e2e::home::SandboxHome;
 use e2e::http::Answer;
 use serde_json::json;
 
+use crate::load::from_environment;
 use crate::standalone::{PROTOCOLS, Worker};
 use samples::{Said, Sample};
-use upstream::{CASE_DIGITS, CASE_MARK, Case, Fault, Words};
+use upstream::{CASE_DIGITS, CASE_MARK, Case, Fault, Form, Words};
 
 /// Requests at a time.
 const CONCURRENT: usize = 64;
 /// Random places for each answer and fault, beside the boundaries of its events.
-const RANDOM_PLACES: usize = 25;
+const RANDOM_PLACES: usize = 60;
 /// Places for each answer where the provider stalls: each costs seconds.
 const STALLS: usize = 6;
 /// Times that each answer is preceded by each status.
 const STATUS_TIMES: usize = 4;
-/// Cases that the sweep must have at least.
+/// Cases that the sweep must have at least for each protocol.
 const CASES_MIN: usize = 5_000;
 /// Of wrong cases, so many are shown.
 const SHOWN_MAX: usize = 10;
-/// Start of the random places: the same ones each time.
-const SEED: u64 = 0x5EED_0F5E_EDED_CA5E;
+/// Start of the random places where the environment does not say otherwise: the same ones each time.
+const SEED: (&str, u64) = ("E2E_SWEEP_SEED", 0x5EED_0F5E_EDED_CA5E);
 
 #[test]
 fn no_failure_of_a_provider_breaks_an_answer() {
-    let cases = Arc::new(cases());
-    assert!(cases.len() >= CASES_MIN, "{} cases", cases.len());
+    let seed = from_environment(SEED);
+    let cases = Arc::new(cases(seed));
+    for protocol in PROTOCOLS {
+        let n_cases = cases.iter().filter(|case| case.sample.protocol == protocol).count();
+        assert!(n_cases >= CASES_MIN, "{n_cases} cases of {}", protocol.name());
+    }
     let provider = upstream::start(Arc::clone(&cases)).expect("a loopback port is to be had");
     let home = SandboxHome::new();
     let workers = Workers::start(&home, provider);
@@ -69,7 +74,12 @@ fn no_failure_of_a_provider_breaks_an_answer() {
         }
     });
     let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    println!("{} cases in {:.1} s: {:?}", cases.len(), begin.elapsed().as_secs_f64(), results.counts);
+    println!("{} cases of seed {seed} in {:.1} s", cases.len(), begin.elapsed().as_secs_f64());
+    for protocol in PROTOCOLS.map(Protocol::name) {
+        let of_protocol = || results.counts.iter().filter(|((name, _), _)| *name == protocol);
+        let verdicts: Vec<String> = of_protocol().map(|((_, verdict), n)| format!("{n} {verdict:?}")).collect();
+        println!("{protocol}: {} right: {}", of_protocol().map(|(_, n)| n).sum::<usize>(), verdicts.join(", "));
+    }
     assert!(results.wrong.is_empty(), "{} wrong cases\n{}", results.wrong.len(), results.shown());
     for protocol in PROTOCOLS.map(Protocol::name) {
         for verdict in [Verdict::Invisible, Verdict::Whole, Verdict::Failed, Verdict::Told] {
@@ -123,14 +133,15 @@ enum Verdict {
 }
 
 /// All cases, in an order that mixes slow and quick ones.
-fn cases() -> Vec<Case> {
-    let mut random = Random(SEED);
+fn cases(seed: u64) -> Vec<Case> {
+    let mut random = Random(seed);
     let mut cases = Vec::new();
     for sample in samples::all().into_iter().map(Arc::new) {
         let mut add =
             |fault, at| cases.push(Case { sample: Arc::clone(&sample), fault, at, asked: AtomicUsize::new(0) });
         let boundaries = sample.boundaries();
-        let faults = [Fault::Close, Fault::Cut, Fault::Reset].into_iter().chain(Words::ALL.map(Fault::Said));
+        let broken = [Fault::Close, Fault::Cut, Fault::Reset].into_iter();
+        let faults = broken.chain(Words::ALL.map(Fault::Said)).chain(Form::ALL.map(Fault::Odd));
         for fault in faults {
             for at in &boundaries {
                 add(fault, *at);
@@ -144,7 +155,7 @@ fn cases() -> Vec<Case> {
             let at = random.below(sample.bytes.len());
             add(Fault::Stall, if is_boundary { boundaries[random.below(boundaries.len())] } else { at });
         }
-        for status in [429, 500, 503, 529] {
+        for status in [400, 401, 402, 403, 404, 408, 413, 429, 500, 502, 503, 504, 529] {
             for _ in 0..STATUS_TIMES {
                 add(Fault::Status(status), 0);
             }
@@ -236,7 +247,7 @@ fn is_possible(case: &Case, verdict: Verdict) -> Result<Verdict, String> {
         Verdict::Whole | Verdict::Failed if asked != 1 => "after something was shown the provider was asked again",
         Verdict::Whole if *at <= sample.whole_from => "it was not whole",
         Verdict::Failed if is_hidden => "a failure before anything was shown is seen",
-        Verdict::Failed if *at >= sample.whole_by && !matches!(fault, Fault::Said(_)) => "it was whole",
+        Verdict::Failed if *at >= sample.whole_by && !fault.is_told() => "it was whole",
         _ => return Ok(verdict),
     };
     Err(format!("{verdict:?}: {problem}"))
@@ -254,8 +265,7 @@ fn judge_translated(case: &Case, answer: &Answer) -> Result<Verdict, String> {
         "failed" => {
             let code = terminal.error_code.unwrap_or_default();
             let may_pass = matches!(code.as_str(), "server_error" | "rate_limit_exceeded");
-            let should_pass = !matches!(case.fault, Fault::Said(words) if !words.may_pass());
-            if should_pass && !may_pass {
+            if case.fault.may_pass() && !may_pass {
                 return Err(format!("`{code}` keeps Codex from asking again"));
             }
             Ok(Verdict::Failed)
@@ -298,7 +308,7 @@ fn judge_native(case: &Case, answer: &Answer) -> Result<Verdict, String> {
 
 /// An answer that is no stream: right for what asking again cannot help, as long as nothing was shown.
 fn judge_refusal(case: &Case, answer: &Answer) -> Result<Verdict, String> {
-    let is_final = matches!(case.fault, Fault::Said(words) if !words.may_pass());
+    let is_final = !case.fault.may_pass();
     let is_told = answer.status == 400 && !answer.body.is_empty();
     let is_hidden = case.at < case.sample.shown.end;
     if is_final && is_told && is_hidden { Ok(Verdict::Told) } else { Err("it was refused".to_owned()) }

@@ -34,8 +34,50 @@ pub(super) enum Fault {
     Stall,
     /// The provider says that it failed.
     Said(Words),
+    /// It says so in another form than an event of its protocol.
+    Odd(Form),
     /// It fails before the stream, with this status.
     Status(u16),
+}
+
+impl Fault {
+    /// Whether asking again can help.
+    pub(super) fn may_pass(self) -> bool {
+        match self {
+            Self::Said(words) => words.may_pass(),
+            Self::Status(status) => matches!(status, 408 | 429 | 500..),
+            Self::Close | Self::Cut | Self::Reset | Self::Stall | Self::Odd(_) => true,
+        }
+    }
+
+    /// Whether it is the provider's word that the answer has failed, which counts even behind a whole one.
+    pub(super) fn is_told(self) -> bool {
+        matches!(self, Self::Said(_) | Self::Odd(_))
+    }
+}
+
+/// Odd forms of an error in a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Form {
+    /// The field `error:` in place of `data:`.
+    Field,
+    /// A line of JSON without a field.
+    Line,
+    /// An event by the name of `error`.
+    Named,
+}
+
+impl Form {
+    pub(super) const ALL: [Self; 3] = [Self::Field, Self::Line, Self::Named];
+
+    fn text(self) -> String {
+        let error = json!({ "error": { "code": 500, "message": "Compute error.", "type": "server_error" } });
+        match self {
+            Self::Field => format!("error: {}\n\n", error["error"]),
+            Self::Line => format!("{error}\n\n"),
+            Self::Named => format!("event: error\ndata: {error}\n\n"),
+        }
+    }
 }
 
 /// What a provider says of a failure inside a stream.
@@ -46,11 +88,22 @@ pub(super) enum Words {
     RateLimit,
     Quota,
     ContextLength,
+    Auth,
+    Refused,
+    Invalid,
 }
 
 impl Words {
-    pub(super) const ALL: [Self; 5] =
-        [Self::Server, Self::Overloaded, Self::RateLimit, Self::Quota, Self::ContextLength];
+    pub(super) const ALL: [Self; 8] = [
+        Self::Server,
+        Self::Overloaded,
+        Self::RateLimit,
+        Self::Quota,
+        Self::ContextLength,
+        Self::Auth,
+        Self::Refused,
+        Self::Invalid,
+    ];
 
     /// Whether asking again can help.
     pub(super) fn may_pass(self) -> bool {
@@ -64,6 +117,9 @@ impl Words {
             Self::RateLimit => ("rate_limit_exceeded", "Rate limit reached. Please try again in 0.05s."),
             Self::Quota => ("insufficient_quota", "You exceeded your current quota, please check your plan."),
             Self::ContextLength => ("context_length_exceeded", "This model's maximum context length is 1000 tokens."),
+            Self::Auth => ("invalid_api_key", "Incorrect API key provided."),
+            Self::Refused => ("content_policy_violation", "This request violates our usage policies."),
+            Self::Invalid => ("invalid_request_error", "Something in it is wrong."),
         }
     }
 
@@ -84,6 +140,8 @@ impl Words {
                     Self::ContextLength => {
                         ("invalid_request_error", "prompt is too long: 210000 tokens > 200000 maximum")
                     }
+                    Self::Auth => ("authentication_error", "invalid x-api-key"),
+                    Self::Refused | Self::Invalid => ("invalid_request_error", message),
                 };
                 let data = json!({ "type": "error", "error": { "type": kind, "message": message } });
                 format!("event: error\ndata: {data}\n\n")
@@ -117,13 +175,16 @@ impl Case {
     /// The body of the first answer, as far as it comes.
     pub(super) fn bad_body(&self) -> Vec<u8> {
         let mut body = self.sample.bytes[..self.at].to_vec();
-        if let Fault::Said(words) = self.fault {
-            if self.at > 0 && !body.ends_with(b"\n\n") {
-                // The event that it broke off in, ended by the server that reports the failure.
-                body.extend_from_slice(b"\n\n");
-            }
-            body.extend_from_slice(words.event(self.sample.protocol).as_bytes());
+        let told = match self.fault {
+            Fault::Said(words) => words.event(self.sample.protocol),
+            Fault::Odd(form) => form.text(),
+            _ => return body,
+        };
+        if self.at > 0 && !body.ends_with(b"\n\n") {
+            // The event that it broke off in, ended by the server that reports the failure.
+            body.extend_from_slice(b"\n\n");
         }
+        body.extend_from_slice(told.as_bytes());
         body
     }
 }
@@ -188,7 +249,7 @@ fn fail(stream: &mut TcpStream, case: &Case) -> io::Result<bool> {
             stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")?;
             stream.write_all(&body)?;
         }
-        Fault::Said(_) => {
+        Fault::Said(_) | Fault::Odd(_) => {
             stream.write_all(CHUNKED_HEAD)?;
             write_events(stream, &body, case.pieces())?;
             stream.write_all(LAST_CHUNK)?;
