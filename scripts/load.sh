@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Many streams at once through a worker of each wire protocol: every answer is checked, and the workers' memory and
-# descriptors are watched. Two minutes and 200 streams unless told otherwise. Then as many long requests at once, whose
-# answers stop at the provider's output limit: what is kept of them has a total.
+# Many streams at once through one worker, for each wire protocol in turn: every answer is checked, and the worker's memory
+# and descriptors are watched. Two minutes each and 200 streams unless told otherwise. Then as many long requests at once,
+# whose answers stop at the provider's output limit: what is kept of them has a total.
 #
 #   scripts/load.sh [SECONDS] [STREAMS]
 set -euo pipefail

@@ -1,4 +1,5 @@
-//! Many streams at once, for a while: every answer is what was asked for, and the workers hold no more at the end.
+//! Many streams at once through one worker, for a while, with each wire protocol in turn: every answer is what was asked
+//! for, and the worker holds no more at the end.
 //!
 //! The scripted answer is made from the request's number, so that an answer that reaches the wrong request, or loses or
 //! repeats a part, is noticed. `scripts/load.sh` runs this with more streams and for longer.
@@ -6,7 +7,7 @@
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,9 +21,12 @@ use serde_json::{Value, json};
 use crate::standalone::Worker;
 use crate::sweep::upstream::{CHUNKED_HEAD, LAST_CHUNK, read_request, write_status};
 
-/// Seconds and streams where the environment does not say otherwise: what a run of all tests has time for.
+/// Seconds for each worker, and its streams, where the environment does not say otherwise: what a run of all tests has
+/// time for.
 const SECONDS: (&str, u64) = ("E2E_LOAD_SECONDS", 10);
-const STREAMS: (&str, u64) = ("E2E_LOAD_STREAMS", 60);
+const STREAMS: (&str, u64) = ("E2E_LOAD_STREAMS", 20);
+/// Of the streams, so many were open at the provider at one moment, at least; the others are between two answers.
+const OPEN_PERCENT_MIN: u64 = 75;
 /// Texts of an answer.
 const TEXTS: usize = 20;
 /// Pause of the provider between two of them, in milliseconds; differs by the number of the request.
@@ -40,6 +44,8 @@ const GROWTH_BYTES_MAX: u64 = 2 << 20;
 const DESCRIPTORS_KEPT_MAX: usize = 16;
 /// Stands before the number of a request.
 const MARK: &str = "load number ";
+/// Looks at the memory that are shown.
+const SHOWN_SAMPLES: usize = 20;
 /// Wrong answers that are shown.
 const SHOWN_MAX: usize = 5;
 
@@ -48,33 +54,44 @@ pub(crate) fn from_environment((name, default): (&str, u64)) -> u64 {
     std::env::var(name).ok().map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
+/// Answers that the provider is writing, and the most there were at once since somebody looked.
+static OPEN: AtomicU64 = AtomicU64::new(0);
+static OPEN_MAX: AtomicU64 = AtomicU64::new(0);
+
 #[test]
 fn many_streams_at_once_stay_apart_and_leave_nothing_behind() {
     let (seconds, streams) = (from_environment(SECONDS), from_environment(STREAMS));
     let provider = start_provider().expect("a loopback port is to be had");
     let home = SandboxHome::new();
     let workers = Worker::start_all(&home, provider, "load", "");
-    let descriptors_before: Vec<usize> = workers.iter().map(descriptors).collect();
-
     let numbers = AtomicUsize::new(0);
+    for worker in &workers {
+        press(worker, &numbers, Duration::from_secs(seconds), streams);
+    }
+}
+
+/// Keeps `streams` answers of one worker flowing for that time.
+fn press(worker: &Worker, numbers: &AtomicUsize, time: Duration, streams: u64) {
+    let name = worker.protocol.name();
+    let descriptors_before = descriptors(worker);
     let is_over = AtomicBool::new(false);
     let wrong = Mutex::new(Vec::new());
+    OPEN_MAX.store(0, Ordering::SeqCst);
+    let first = numbers.load(Ordering::SeqCst);
     let begin = Instant::now();
-    let time = Duration::from_secs(seconds);
     let samples = thread::scope(|scope| {
         for _ in 0..streams {
             scope.spawn(|| {
                 while begin.elapsed() < time {
                     let number = numbers.fetch_add(1, Ordering::SeqCst);
-                    let worker = &workers[number % workers.len()];
                     if let Err(problem) = ask(worker, number) {
-                        let problem = format!("{} {number}: {problem}", worker.protocol.name());
+                        let problem = format!("{name} {number}: {problem}");
                         wrong.lock().unwrap_or_else(PoisonError::into_inner).push(problem);
                     }
                 }
             });
         }
-        let sampler = scope.spawn(|| sample(&workers, &is_over));
+        let sampler = scope.spawn(|| sample(worker, &is_over));
         while begin.elapsed() < time {
             thread::park_timeout(time.saturating_sub(begin.elapsed()));
         }
@@ -82,30 +99,29 @@ fn many_streams_at_once_stay_apart_and_leave_nothing_behind() {
         sampler.join().expect("the sampler does not panic")
     });
 
-    let n_answers = numbers.into_inner();
+    let n_answers = numbers.load(Ordering::SeqCst) - first;
     let wrong = wrong.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let n_open = OPEN_MAX.load(Ordering::SeqCst);
+    let third = samples.len() / 3;
+    let largest = |part: &[u64]| part.iter().copied().max().unwrap_or_default();
+    let (earlier, later) = (largest(&samples[third..2 * third]), largest(&samples[2 * third..]));
+    let allowed = u64::max(earlier * GROWTH_PERCENT_MAX / 100, earlier + GROWTH_BYTES_MAX);
+    let is_back = |now: &usize| *now <= descriptors_before + DESCRIPTORS_KEPT_MAX;
+    let now = try_until(DEADLINE, || Some(descriptors(worker)).filter(is_back));
     println!(
-        "{n_answers} answers in {:.1} s, {streams} at a time; {} wrong",
+        "{name}: {n_answers} answers in {:.1} s by {streams} clients, {n_open} open at once; {} wrong; {:.1} MiB in the second third, {:.1} MiB in the last; descriptors {descriptors_before} before, {now:?} after",
         begin.elapsed().as_secs_f64(),
-        wrong.len()
+        wrong.len(),
+        to_f64(earlier) / to_f64(1 << 20),
+        to_f64(later) / to_f64(1 << 20),
     );
+    let shown = samples.chunks(samples.len().div_ceil(SHOWN_SAMPLES).max(1)).map(largest);
+    println!("  MiB over time: {}", shown.map(|bytes| (bytes >> 20).to_string()).collect::<Vec<_>>().join(" "));
     assert!(wrong.is_empty(), "{}", wrong[..wrong.len().min(SHOWN_MAX)].join("\n\n"));
     assert!(n_answers as u64 >= streams, "each stream was answered at least once: {n_answers}");
-    for ((worker, samples), before) in workers.iter().zip(&samples).zip(descriptors_before) {
-        let third = samples.len() / 3;
-        let largest = |part: &[u64]| part.iter().copied().max().unwrap_or_default();
-        let (earlier, later) = (largest(&samples[third..2 * third]), largest(&samples[2 * third..]));
-        let allowed = u64::max(earlier * GROWTH_PERCENT_MAX / 100, earlier + GROWTH_BYTES_MAX);
-        let now = try_until(DEADLINE, || Some(descriptors(worker)).filter(|now| *now <= before + DESCRIPTORS_KEPT_MAX));
-        println!(
-            "{}: {:.1} MiB in the second third, {:.1} MiB in the last; descriptors {before} before, {now:?} after",
-            worker.protocol.name(),
-            to_f64(earlier) / to_f64(1 << 20),
-            to_f64(later) / to_f64(1 << 20),
-        );
-        assert!(later <= allowed, "{} grows: {samples:?}", worker.protocol.name());
-        assert!(now.is_some(), "{} keeps {} descriptors, had {before}", worker.protocol.name(), descriptors(worker));
-    }
+    assert!(n_open * 100 >= streams * OPEN_PERCENT_MIN, "at most {n_open} of {streams} streams were open at once");
+    assert!(later <= allowed, "{name} grows: {samples:?}");
+    assert!(now.is_some(), "{name} keeps {} descriptors, had {descriptors_before}", descriptors(worker));
 }
 
 #[expect(clippy::cast_precision_loss, reason = "memory in bytes is far below 2^52")]
@@ -113,13 +129,11 @@ fn to_f64(number: u64) -> f64 {
     number as f64
 }
 
-/// Resident memory of each worker, at each look.
-fn sample(workers: &[Worker], is_over: &AtomicBool) -> Vec<Vec<u64>> {
-    let mut samples = vec![Vec::new(); workers.len()];
+/// Resident memory of the worker, at each look.
+fn sample(worker: &Worker, is_over: &AtomicBool) -> Vec<u64> {
+    let mut samples = Vec::new();
     while !is_over.load(Ordering::SeqCst) {
-        for (worker, samples) in workers.iter().zip(&mut samples) {
-            samples.push(resident_bytes(worker));
-        }
+        samples.push(resident_bytes(worker));
         thread::park_timeout(SAMPLE_EVERY);
     }
     samples
@@ -204,16 +218,23 @@ fn serve(mut stream: TcpStream) -> io::Result<()> {
         } else {
             Protocol::ChatCompletions
         };
-        stream.write_all(CHUNKED_HEAD)?;
-        let pause = Duration::from_millis(PAUSE_MS[number % PAUSE_MS.len()]);
-        for event in events(protocol, number) {
-            stream.write_all(format!("{:x}\r\n{event}\r\n", event.len()).as_bytes())?;
-            // The pace of a model, not a wait for anything.
-            thread::park_timeout(pause);
-        }
-        stream.write_all(LAST_CHUNK)?;
+        OPEN_MAX.fetch_max(OPEN.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        let written = answer(&mut stream, protocol, number);
+        OPEN.fetch_sub(1, Ordering::SeqCst);
+        written?;
     }
     Ok(())
+}
+
+fn answer(stream: &mut TcpStream, protocol: Protocol, number: usize) -> io::Result<()> {
+    stream.write_all(CHUNKED_HEAD)?;
+    let pause = Duration::from_millis(PAUSE_MS[number % PAUSE_MS.len()]);
+    for event in events(protocol, number) {
+        stream.write_all(format!("{:x}\r\n{event}\r\n", event.len()).as_bytes())?;
+        // The pace of a model, not a wait for anything.
+        thread::park_timeout(pause);
+    }
+    stream.write_all(LAST_CHUNK)
 }
 
 /// The events of the answer to request `number`.
