@@ -137,6 +137,25 @@ fn a_parameter_refused_by_a_native_provider_is_left_out_and_remembered() {
     a_refused_parameter_is_left_out_and_remembered(Script::responses(), &refusal, "parallel_tool_calls");
 }
 
+/// A native provider that sends signs of life without an end: the attempt is given up before it fills the memory.
+#[test]
+fn a_native_stream_that_never_begins_is_given_up() {
+    let sign_of_life = || Step::Raw(format!(": {}\n\n", "x".repeat(1 << 20)));
+    let provider = FakeProvider::start(
+        Script::responses()
+            .key(PROVIDER_KEY)
+            .turn(When::user("Go."), std::iter::repeat_with(sign_of_life).take(10).collect::<Vec<_>>())
+            .turn(When::user("Go."), [Step::text("Gone.")]),
+    );
+    let home = SandboxHome::with_provider(&provider);
+    let input = json!([{ "type": "message", "role": "user", "content": [{ "type": "input_text", "text": "Go." }] }]);
+    let body = json!({ "model": "scripted", "stream": true, "input": input }).to_string();
+    let answer = home.post_responses("scripted", body.as_bytes());
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(answer.text().contains("Gone.") && answer.text().len() < 1 << 20, "the attempt before is forgotten");
+    assert_eq!(provider.requests().len(), 2, "{}", outline(&provider.requests()));
+}
+
 /// The provider refuses the first of `change` with `refusal`, once: the request comes back with the second instead, and
 /// the next request has that at once.
 fn a_refused_value_is_changed_and_remembered(script: Script, quirks: &str, refusal: &(u16, Value), change: [&str; 2]) {

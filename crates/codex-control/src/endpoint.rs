@@ -199,11 +199,15 @@ pub fn resolve(settings: &Settings, tables: &Tables, endpoint: &EndpointSettings
         .as_deref()
         .or(preset.map(|preset| preset.base_url.as_str()))
         .ok_or_else(|| ResolveError::NoBaseUrl { id: id.clone() })?;
-    let base_url = normalize_base_url(base_url).map_err(|reason| ResolveError::BaseUrl { id: id.clone(), reason })?;
+    let mut normal = normalize_base_url(base_url).map_err(|reason| ResolveError::BaseUrl { id: id.clone(), reason })?;
     let protocol = endpoint
         .protocol
         .or(preset.map(|preset| preset.protocol))
         .ok_or_else(|| ResolveError::NoProtocol { id: id.clone() })?;
+    if protocol == Protocol::AnthropicMessages && is_for_an_sdk(base_url, &normal) {
+        normal.push_str("/v1");
+    }
+    let base_url = normal;
     let (auth, credential) = resolve_auth(&id, endpoint.auth.as_ref(), preset)?;
     let mut quirks: Vec<Quirk> = preset.map(|preset| preset.quirks.clone()).unwrap_or_default();
     quirks.extend(&endpoint.quirks);
@@ -231,6 +235,15 @@ pub fn resolve(settings: &Settings, tables: &Tables, endpoint: &EndpointSettings
     })
 }
 
+/// Whether a base URL of Anthropic Messages, given and in its normal form, is one as Anthropic's own clients take it
+/// (`ANTHROPIC_BASE_URL`): without the `/v1` that they add by themselves. Who gives the whole path means it.
+fn is_for_an_sdk(given: &str, normal: &str) -> bool {
+    let is_version =
+        |step: &str| step.strip_prefix('v').is_some_and(|rest| rest.starts_with(|digit: char| digit.is_ascii_digit()));
+    let path = normal.split_once("://").map_or(normal, |(_, rest)| rest);
+    !path.split('/').skip(1).any(is_version) && !given.trim().trim_end_matches('/').ends_with("/messages")
+}
+
 fn resolve_auth(
     id: &EndpointId,
     auth: Option<&AuthSettings>,
@@ -256,7 +269,7 @@ fn resolve_auth(
 
 /// Headers that are never passed on: those of one connection (RFC 9110, section 7.6.1), of the body, which is another
 /// one upstream, and those that authorize.
-const NEVER_FORWARDED: [&str; 17] = [
+const NEVER_FORWARDED: [&str; 18] = [
     "accept",
     "accept-encoding",
     "authorization",
@@ -267,6 +280,7 @@ const NEVER_FORWARDED: [&str; 17] = [
     "cookie",
     "expect",
     "host",
+    "http2-settings",
     "keep-alive",
     "proxy-authorization",
     "te",
@@ -316,14 +330,18 @@ fn resolve_headers(
 
 /// What is known about `model` at `endpoint`: its own facts, else the table's, else defaults.
 pub fn model_facts(endpoint: &Endpoint, tables: &Tables, model: &str) -> ModelFacts {
-    let own = endpoint.model_facts.iter().find(|facts| match facts.id.strip_suffix('*') {
-        Some(stem) => model.starts_with(stem),
-        None => facts.id == model,
-    });
-    match own {
+    match own_facts(endpoint, model) {
         Some(own) => ModelFacts { id: model.to_owned(), ..own.clone() },
         None => facts(model, tables.model(model)),
     }
+}
+
+/// What the settings of `endpoint` say about `model`, by its name or by the beginning of it (`glm-*`).
+pub fn own_facts<'e>(endpoint: &'e Endpoint, model: &str) -> Option<&'e ModelFacts> {
+    endpoint.model_facts.iter().find(|facts| match facts.id.strip_suffix('*') {
+        Some(stem) => model.starts_with(stem),
+        None => facts.id == model,
+    })
 }
 
 fn facts(slug: &str, row: Option<&Model>) -> ModelFacts {
@@ -403,6 +421,25 @@ mod tests {
         ] {
             let error = normalize_base_url(bad).unwrap_err();
             assert!(error.contains(reason), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn anthropic_is_found_by_the_url_that_its_own_clients_take() {
+        for (protocol, given, expected) in [
+            ("anthropic-messages", "https://api.anthropic.com", "https://api.anthropic.com/v1"),
+            ("anthropic-messages", "https://api.z.ai/api/anthropic/", "https://api.z.ai/api/anthropic/v1"),
+            ("anthropic-messages", "https://host/v1/", "https://host/v1"),
+            ("anthropic-messages", "https://host/v1beta/anthropic", "https://host/v1beta/anthropic"),
+            ("anthropic-messages", "https://host/v1/messages", "https://host/v1"),
+            ("anthropic-messages", "https://host/own/messages", "https://host/own"),
+            ("anthropic-messages", "https://v1.host", "https://v1.host/v1"),
+            ("chat-completions", "https://host/api", "https://host/api"),
+        ] {
+            let endpoint =
+                resolved(&format!("[[endpoint]]\nid = \"e\"\nprotocol = \"{protocol}\"\nbase_url = \"{given}\"\n"))
+                    .unwrap();
+            assert_eq!(endpoint.base_url, expected, "{protocol} {given}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
-use codex_control::endpoint::{Endpoint, ModelFacts, model_facts};
+use codex_control::endpoint::{Endpoint, ModelFacts, model_facts, own_facts};
 use codex_control::{files, report};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
@@ -148,7 +148,7 @@ impl Models {
     pub(crate) fn facts(&self, worker: &Worker, model: &str) -> ModelFacts {
         let mut facts = model_facts(&worker.endpoint, &worker.tables, model);
         let is_described = worker.tables.model(model).is_some_and(|row| row.context_window.is_some())
-            || worker.endpoint.model_facts.iter().any(|own| own.id == model);
+            || own_facts(&worker.endpoint, model).is_some();
         if !is_described
             && let Some(window) = self
                 .fetched()

@@ -28,7 +28,7 @@ use codex_translate::{
     Call, Decode, EncodeError, EndCause, Failure, FailureClass, Framing, Protocol, Repair, Reply, ReplySeed, Target,
     Trouble, native, responses,
 };
-use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
@@ -69,6 +69,9 @@ const FIRST_BYTE_PER_ITEM: Duration = Duration::from_millis(500);
 const FIRST_BYTE_WITH_TOOLS: Duration = Duration::from_mins(1);
 /// Longest time for the first byte, whatever the conversation.
 const FIRST_BYTE_MAX: Duration = Duration::from_mins(5);
+/// Most bytes of a native stream that are held back until something visible comes. The head repeats the instructions and
+/// tools of the request, twice.
+const NATIVE_HEAD_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Largest answer put together for a client that wants no stream.
 const WHOLE_ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -84,7 +87,7 @@ static MODELS_ETAG: HeaderName = HeaderName::from_static("x-models-etag");
 pub(crate) async fn answer(worker: &Arc<Worker>, request: Request<Incoming>, drain: Drain) -> Response<Body> {
     let desk = Desk::new(Account::new(worker));
     // A request is answered while this worker drains, too: it came on a connection that no other can answer.
-    desk.lock().forwarded = forwarded(worker, request.headers());
+    desk.lock().forwarded = forwarded(&worker.endpoint.forward_headers, request.headers());
     let body = match body::read(request, worker.endpoint.limits.body_bytes_max).await {
         Ok(body) => body,
         Err(refusal) => return refusal.into_response(&desk),
@@ -119,10 +122,19 @@ pub(crate) async fn answer(worker: &Arc<Worker>, request: Request<Incoming>, dra
     }
 }
 
-/// The headers that the settings let through.
-fn forwarded(worker: &Worker, headers: &HeaderMap) -> HeaderMap {
-    let wanted = worker.endpoint.forward_headers.iter();
-    wanted.filter_map(|name| Some((name.parse().ok()?, headers.get(name)?.clone()))).collect()
+/// The headers that the settings let through, unless the client means them for this connection alone (RFC 9110, section
+/// 7.6.1).
+fn forwarded(wanted: &[String], headers: &HeaderMap) -> HeaderMap {
+    let for_this_connection = headers.get_all(header::CONNECTION);
+    let for_this_connection: Vec<&str> = for_this_connection
+        .iter()
+        .filter_map(|names| names.to_str().ok())
+        .flat_map(|names| names.split(','))
+        .map(str::trim)
+        .collect();
+    let is_passed_on = |name: &&String| !for_this_connection.iter().any(|own| own.eq_ignore_ascii_case(name));
+    let passed_on = wanted.iter().filter(is_passed_on);
+    passed_on.filter_map(|name| Some((name.parse().ok()?, headers.get(name)?.clone()))).collect()
 }
 
 /// What a stream is told when its worker goes.
@@ -286,7 +298,10 @@ impl Sheet {
             head.extend_from_slice(data);
             let progress = sniffer.feed(data);
             if !progress.visible && !progress.finished {
-                return None;
+                // Nothing but signs of life, for ever.
+                let message = || format!("more than {NATIVE_HEAD_BYTES_MAX} bytes came before the answer began");
+                let is_endless = head.len() > NATIVE_HEAD_BYTES_MAX;
+                return is_endless.then(|| Err(Failure::new(FailureClass::Malformed, message())));
             }
             if let (false, Some(failure)) = (progress.visible, sniffer.failure()) {
                 return Some(Err(failure.clone()));
@@ -1010,6 +1025,16 @@ mod tests {
         assert_eq!(timeout(request(2, "[]")), 121);
         assert_eq!(timeout(request(2, r#"[{"type":"function","name":"f","parameters":{}}]"#)), 181);
         assert_eq!(timeout(request(2_000, "[]")), 300);
+    }
+
+    #[test]
+    fn a_header_for_this_connection_alone_is_not_passed_on() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("x-a", "1"), ("x-b", "2"), ("x-c", "3"), ("connection", "close, X-B")] {
+            headers.append(name, value.parse().unwrap());
+        }
+        let passed_on = forwarded(&["x-a".to_owned(), "x-b".to_owned(), "x-d".to_owned()], &headers);
+        assert_eq!(passed_on, HeaderMap::from_iter([("x-a".parse().unwrap(), "1".parse().unwrap())]));
     }
 
     #[test]
