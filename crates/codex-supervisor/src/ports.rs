@@ -13,7 +13,7 @@ use codex_control::EndpointId;
 use codex_control::files::{self, FileError};
 use codex_control::settings::{ENDPOINTS_MAX, Port};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
-use tracing::warn;
+use tracing::{info, warn};
 
 /// Connections that may wait while no worker accepts: a restart takes milliseconds, a hand-over none.
 const BACKLOG: i32 = 1024;
@@ -32,6 +32,8 @@ const FILE_BYTES_MAX: u64 = 256 * 1024;
 pub(crate) struct Ports {
     path: PathBuf,
     remembered: BTreeMap<EndpointId, u16>,
+    /// Whether the file says something else.
+    is_unwritten: bool,
 }
 
 /// Why an endpoint has no listener.
@@ -68,7 +70,7 @@ impl Ports {
                 BTreeMap::new()
             }
         };
-        Self { path: path.to_owned(), remembered }
+        Self { path: path.to_owned(), remembered, is_unwritten: false }
     }
 
     /// The port `id` is to have, if that is decided already.
@@ -95,7 +97,7 @@ impl Ports {
 
     /// Keeps `number` for `id`, e.g. for a listener that was taken over.
     pub(crate) fn remember(&mut self, id: &EndpointId, number: u16) -> Result<(), FileError> {
-        if self.remembered.insert(id.clone(), number) == Some(number) {
+        if self.remembered.insert(id.clone(), number) == Some(number) && !self.is_unwritten {
             return Ok(());
         }
         while self.remembered.len() > REMEMBERED_MAX {
@@ -104,8 +106,21 @@ impl Ports {
             };
             self.remembered.remove(&other);
         }
+        self.write()
+    }
+
+    /// Tries again to write down what could not be.
+    pub(crate) fn retry(&mut self) {
+        if self.is_unwritten && self.write().is_ok() {
+            info!(path = %self.path.display(), "ports are remembered again");
+        }
+    }
+
+    fn write(&mut self) -> Result<(), FileError> {
         let text = serde_json::to_vec_pretty(&self.remembered).unwrap_or_default();
-        files::write_atomically(&self.path, &text, files::PRIVATE_FILE_MODE)
+        let written = files::write_atomically(&self.path, &text, files::PRIVATE_FILE_MODE);
+        self.is_unwritten = written.is_err();
+        written
     }
 
     fn listen_somewhere(&self) -> Result<TcpListener, BindError> {
@@ -216,6 +231,22 @@ mod tests {
         assert_eq!(port_of(&reloaded.listen(&id("a"), Port::Auto).unwrap()), port);
         fs::write(&path, "{").unwrap();
         assert_eq!(Ports::load(&path).decided(&id("a"), Port::Auto), None);
+    }
+
+    #[test]
+    fn a_port_that_cannot_be_written_down_is_kept_and_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ports.json");
+        let mut ports = Ports::load(&path);
+        // Nothing can be renamed over a folder that is not empty, whoever tries.
+        fs::create_dir_all(path.join("in the way")).unwrap();
+        assert!(matches!(ports.listen(&id("a"), Port::Auto), Err(BindError::Remember(_))));
+        let port = ports.decided(&id("a"), Port::Auto).unwrap();
+        assert_eq!(port_of(&ports.listen(&id("a"), Port::Auto).unwrap()), port, "it serves meanwhile");
+        ports.retry();
+        fs::remove_dir_all(&path).unwrap();
+        ports.retry();
+        assert_eq!(Ports::load(&path).decided(&id("a"), Port::Auto), Some(port));
     }
 
     #[test]

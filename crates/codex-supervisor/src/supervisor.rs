@@ -336,6 +336,8 @@ impl Supervisor {
 
     fn keep_house(&mut self, now: Instant) {
         self.services.database.flush();
+        self.services.ports.retry();
+        self.services.stopped.retry();
         self.tell_facts();
         for id in self.endpoints.keys() {
             let path = self.services.paths.worker_log(id);
