@@ -381,7 +381,8 @@ impl Supervisor {
             samples.extend(managed.set_memory(&self.memory, &mut self.services, now));
         }
         for sample in samples {
-            self.observed(&sample);
+            // At the very time at which a worker may have been replaced for it: that one is not to be replaced once more.
+            self.incidents.observe(sample, now);
         }
     }
 
