@@ -65,6 +65,14 @@ impl Process {
         if process.identity == *identity { Ok(process) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
+    /// The same process, held once more.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { pidfd: self.pidfd.try_clone()?, identity: self.identity.clone() })
+    }
+
     /// Who it is.
     pub fn identity(&self) -> &Identity {
         &self.identity

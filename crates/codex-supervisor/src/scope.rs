@@ -7,18 +7,25 @@
 //!   does `systemctl restart`, since a scope cannot be started again. (`BindsTo=` would end them with a crash.)
 //! - `Before=` our service: at a stop we are told first, end our workers in order, and the scopes are gone by then.
 //!
+//! The manager is told *which* process to move by its pidfd. One before systemd 254 knows numbers only, and a number may be
+//! another process's by the time it is read: so it is looked before and after whether ours still has it, and if not, the
+//! scope is not ours, and whoever was moved into it is moved out again.
+//!
 //! We talk to the manager over the user's message bus (its private socket is there without one, too, but answers there
 //! have no sender that zbus accepts). Few calls, made one after the other by one task; without a manager there is no
 //! task and nothing happens.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use codex_control::environment::{self, Environment};
 use codex_control::paths::Paths;
+use codex_control::process::Process;
+use codex_control::tree::{self, Spared};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
-use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
+use zbus::{Connection, Fd, OwnedObjectPath, OwnedVariant, Variant};
 
 use crate::event::{Event, Queue, WorkerId};
 
@@ -52,11 +59,11 @@ pub(crate) struct Manager {
 #[derive(Debug)]
 enum Ask {
     /// Move this process into a scope with these limits.
-    Scope { worker: WorkerId, pid: u32, limits: MemoryLimits },
+    Scope { worker: WorkerId, process: Process, limits: MemoryLimits },
     /// Give the scope of this process other limits.
     Limit { worker: WorkerId, pid: u32, limits: MemoryLimits },
     /// Move this process into a scope that is not part of us.
-    Session { unit: String, description: String, pid: u32, answer: oneshot::Sender<Result<PathBuf, String>> },
+    Session { unit: String, description: String, process: Process, answer: oneshot::Sender<Result<PathBuf, String>> },
     /// What is being done with our service?
     Job { answer: oneshot::Sender<Option<String>> },
 }
@@ -92,6 +99,8 @@ enum CallError {
     Timeout,
     #[error("it stays in `{0}`")]
     NotMoved(String),
+    #[error("it has ended")]
+    Ended,
 }
 
 impl Manager {
@@ -101,8 +110,7 @@ impl Manager {
         let own_group = group_of(std::process::id())?;
         let service = service_of(&own_group)?.to_owned();
         let (asks, asked) = mpsc::channel(ASKS_MAX);
-        let task =
-            Task { bus: paths.message_bus_socket(), service, own_group: own_group.clone(), queue, connection: None };
+        let task = Task { bus: paths.message_bus_socket(), service, queue, connection: None, takes_pidfds: None };
         // Ends with the last `Manager`.
         tokio::spawn(task.run(asked));
         Some(Self { asks, own_group })
@@ -114,8 +122,9 @@ impl Manager {
     }
 
     /// Moves a worker into a scope; [`Event::Scoped`] tells how that went. `false` if too many wait for that already.
-    pub(crate) fn set_apart(&self, worker: WorkerId, pid: u32, limits: MemoryLimits) -> bool {
-        self.asks.try_send(Ask::Scope { worker, pid, limits }).is_ok()
+    pub(crate) fn set_apart(&self, worker: WorkerId, process: &Process, limits: MemoryLimits) -> bool {
+        let process = process.try_clone();
+        process.is_ok_and(|process| self.asks.try_send(Ask::Scope { worker, process, limits }).is_ok())
     }
 
     /// Gives a worker that has a scope other limits. `false` if too many calls wait already.
@@ -125,10 +134,15 @@ impl Manager {
 
     /// Moves a process into the new scope `unit`, which is not part of us: it ends with what runs in it. Returns its
     /// control group, below `/sys/fs/cgroup`.
-    pub(crate) async fn begin_scope(&self, unit: String, description: String, pid: u32) -> Result<PathBuf, String> {
+    pub(crate) async fn begin_scope(
+        &self,
+        unit: String,
+        description: String,
+        process: Process,
+    ) -> Result<PathBuf, String> {
         let (answer, answered) = oneshot::channel();
         let asked = async {
-            self.asks.send(Ask::Session { unit, description, pid, answer }).await.ok()?;
+            self.asks.send(Ask::Session { unit, description, process, answer }).await.ok()?;
             answered.await.ok()
         };
         let late = || Err("the service manager is too busy".to_owned());
@@ -152,9 +166,10 @@ impl Manager {
 struct Task {
     bus: PathBuf,
     service: String,
-    own_group: String,
     queue: Queue,
     connection: Option<Connection>,
+    /// Whether the manager understands pidfds; `None` before that was tried.
+    takes_pidfds: Option<bool>,
 }
 
 impl Task {
@@ -209,7 +224,7 @@ impl Task {
 
     async fn call(&mut self, ask: &Ask) -> Result<Option<String>, CallError> {
         match ask {
-            Ask::Scope { worker, pid, limits } => self.set_apart(worker, *pid, *limits).await.map(|()| None),
+            Ask::Scope { worker, process, limits } => self.set_apart(worker, process, *limits).await.map(|()| None),
             Ask::Limit { worker, pid, limits } => {
                 let connection = self.connection().await?;
                 let body = (scope_of(worker, *pid), true, limits.properties().to_vec());
@@ -217,19 +232,8 @@ impl Task {
                 connection.call_method(Some(SYSTEMD), MANAGER_PATH, Some(MANAGER), method, &body).await?;
                 Ok(None)
             }
-            Ask::Session { unit, description, pid, .. } => {
-                let no_more: Vec<(&str, Variant<'_>)> = Vec::new();
-                self.start_scope(unit.clone(), description.clone(), *pid, no_more).await?;
-                let moved = async {
-                    loop {
-                        match group_of(*pid) {
-                            Some(group) if group.ends_with(unit.as_str()) => break group,
-                            _ => tokio::time::sleep(LOOK_INTERVAL).await,
-                        }
-                    }
-                };
-                let group = tokio::time::timeout(MOVE_WITHIN, moved).await;
-                let group = group.map_err(|_| CallError::NotMoved(group_of(*pid).unwrap_or_default()))?;
+            Ask::Session { unit, description, process, .. } => {
+                let group = self.move_into(unit, description, process, Vec::new).await?;
                 Ok(Some(group.trim_start_matches('/').to_owned()))
             }
             Ask::Job { .. } => self.job().await,
@@ -247,39 +251,110 @@ impl Task {
         Ok(self.connection.insert(connection).clone())
     }
 
-    async fn set_apart(&mut self, worker: &WorkerId, pid: u32, limits: MemoryLimits) -> Result<(), CallError> {
+    async fn set_apart(&mut self, worker: &WorkerId, process: &Process, limits: MemoryLimits) -> Result<(), CallError> {
+        let unit = scope_of(worker, process.identity().pid);
         let description = format!("Worker {} of the Codex endpoint {}", worker.generation, worker.endpoint);
-        let service = || Variant::from(vec![self.service.clone()]);
-        let stop_timeout_us = u64::try_from(SCOPE_STOP_TIMEOUT.as_micros()).unwrap_or(u64::MAX);
-        let mut of_ours =
-            vec![("PartOf", service()), ("Before", service()), ("TimeoutStopUSec", Variant::from(stop_timeout_us))];
-        of_ours.extend(limits.properties());
-        self.start_scope(scope_of(worker, pid), description, pid, of_ours).await?;
+        let service = self.service.clone();
+        let of_ours = || {
+            let service = || Variant::from(vec![service.clone()]);
+            let stop_timeout_us = u64::try_from(SCOPE_STOP_TIMEOUT.as_micros()).unwrap_or(u64::MAX);
+            let mut of_ours =
+                vec![("PartOf", service()), ("Before", service()), ("TimeoutStopUSec", Variant::from(stop_timeout_us))];
+            of_ours.extend(limits.properties());
+            of_ours
+        };
+        self.move_into(&unit, &description, process, of_ours).await.map(drop)
+    }
+
+    /// Moves `process`, and nobody else, into the new scope `unit`; returns its control group.
+    async fn move_into(
+        &mut self,
+        unit: &str,
+        description: &str,
+        process: &Process,
+        more: impl Fn() -> Vec<(&'static str, Variant<'static>)>,
+    ) -> Result<String, CallError> {
+        if process.has_ended() {
+            return Err(CallError::Ended);
+        }
+        let pid = process.identity().pid;
+        if self.takes_pidfds == Some(false) {
+            self.start_scope(unit, description, ("PIDs", Variant::from(vec![pid])), more()).await?;
+        } else {
+            let handle = Variant::from(vec![Fd::from(process.as_fd())]);
+            match self.start_scope(unit, description, ("PIDFDs", handle), more()).await {
+                Ok(()) => self.takes_pidfds = Some(true),
+                // One that does not know the property says so in one way or another, and so does a bus that passes none.
+                Err(CallError::Bus(
+                    error @ (zbus::Error::FDO(_) | zbus::Error::MethodError(..) | zbus::Error::Unsupported),
+                )) if self.takes_pidfds.is_none() && !process.has_ended() => {
+                    debug!(%error, "the service manager takes no pidfd, naming a process by its number");
+                    self.start_scope(unit, description, ("PIDs", Variant::from(vec![pid])), more()).await?;
+                    self.takes_pidfds = Some(false);
+                }
+                Err(error) => return Err(error),
+            }
+        }
         // The answer means that it is going to happen; what counts is where the process is.
         let moved = async {
-            while group_of(pid).is_some_and(|group| group == self.own_group) {
-                tokio::time::sleep(LOOK_INTERVAL).await;
+            loop {
+                match group_of(pid) {
+                    Some(group) if group.ends_with(unit) => break Some(group),
+                    _ if process.has_ended() => break None,
+                    _ => tokio::time::sleep(LOOK_INTERVAL).await,
+                }
             }
         };
-        tokio::time::timeout(MOVE_WITHIN, moved).await.map_err(|_| CallError::NotMoved(self.own_group.clone()))
+        let group = tokio::time::timeout(MOVE_WITHIN, moved).await;
+        let group = group.map_err(|_| CallError::NotMoved(group_of(pid).unwrap_or_default()))?;
+        // As long as it lives its number is its own: then it was that number which was moved.
+        if let Some(group) = group.filter(|_| !process.has_ended()) {
+            return Ok(group);
+        }
+        if self.takes_pidfds == Some(false) {
+            self.free_strangers(unit).await;
+        }
+        Err(CallError::Ended)
+    }
+
+    /// Our process ended before its number was read: whoever has that number now stands in a scope that would end with
+    /// us. Each of them gets one of its own, which nothing ends.
+    async fn free_strangers(&mut self, unit: &str) {
+        let group = match self.group_of_unit(unit).await {
+            Ok(group) => group,
+            // As it should be: a scope without a process is gone.
+            Err(error) => return debug!(unit, %error, "no scope is left of a process that has ended"),
+        };
+        let folder = Path::new(CGROUP_ROOT).join(group.trim_start_matches('/'));
+        for stranger in tree::in_cgroup(&folder, &Spared::default()) {
+            let pid = stranger.identity().pid;
+            warn!(unit, pid, "a process that got the number of one of ours is moved out of its scope");
+            let own_unit = format!("not-of-codex-{pid}.scope");
+            let no_more = Vec::new();
+            let number = ("PIDs", Variant::from(vec![pid]));
+            if let Err(error) = self.start_scope(&own_unit, "Not of Codex", number, no_more).await {
+                warn!(unit, pid, %error, "it stays there, and may be ended with us");
+            }
+        }
+    }
+
+    async fn group_of_unit(&mut self, unit: &str) -> Result<String, CallError> {
+        let connection = self.connection().await?;
+        let path = connection.call_method(Some(SYSTEMD), MANAGER_PATH, Some(MANAGER), "GetUnit", &(unit,)).await?;
+        let path: OwnedObjectPath = path.body().deserialize()?;
+        let group = property(&connection, &path, "org.freedesktop.systemd1.Scope", "ControlGroup").await?;
+        Ok(group.try_into()?)
     }
 
     async fn start_scope(
         &mut self,
-        unit: String,
-        description: String,
-        pid: u32,
-        more: Vec<(&str, Variant<'_>)>,
+        unit: &str,
+        description: &str,
+        member: (&'static str, Variant<'_>),
+        more: Vec<(&'static str, Variant<'static>)>,
     ) -> Result<(), CallError> {
-        let mut properties: Vec<(&str, Variant<'_>)> = vec![
-            ("Description", Variant::from(description)),
-            ("PIDs", Variant::from(vec![pid])),
-            ("CollectMode", Variant::from("inactive-or-failed")),
-        ];
-        properties.extend(more);
-        let others: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
         let connection = self.connection().await?;
-        let body = (unit, "fail", properties, others);
+        let body = transient_scope(unit, description, member, more);
         connection.call_method(Some(SYSTEMD), MANAGER_PATH, Some(MANAGER), "StartTransientUnit", &body).await?;
         Ok(())
     }
@@ -311,6 +386,21 @@ async fn property(
     Ok(answer.body().deserialize()?)
 }
 
+type Properties<'a> = Vec<(&'a str, Variant<'a>)>;
+
+/// What `StartTransientUnit` takes: name, mode, properties, further units.
+fn transient_scope<'a>(
+    unit: &'a str,
+    description: &'a str,
+    member: (&'a str, Variant<'a>),
+    more: Vec<(&'a str, Variant<'a>)>,
+) -> (&'a str, &'static str, Properties<'a>, Vec<(&'a str, Properties<'a>)>) {
+    let mut properties =
+        vec![("Description", Variant::from(description)), member, ("CollectMode", Variant::from("inactive-or-failed"))];
+    properties.extend(more);
+    (unit, "fail", properties, Vec::new())
+}
+
 /// The name of a worker's scope.
 fn scope_of(worker: &WorkerId, pid: u32) -> String {
     format!("codex-worker-{}-{}-{pid}.scope", worker.endpoint, worker.generation)
@@ -332,6 +422,20 @@ fn service_of(group: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_is_named_by_its_pidfd() {
+        let own = Process::open(std::process::id()).unwrap();
+        let member = ("PIDFDs", Variant::from(vec![Fd::from(own.as_fd())]));
+        assert_eq!(member.1.value_signature().to_string(), "ah");
+        let body = transient_scope("a.scope", "A", member, vec![("MemoryMax", Variant::from(1_u64))]);
+        let call = zbus::Message::method_call(MANAGER_PATH, "StartTransientUnit").build(&body).unwrap();
+        assert_eq!(call.body().signature().to_string(), "(ssa(sv)a(sa(sv)))", "as the manager takes it");
+        let passed = call.data().fds();
+        assert_eq!(passed.len(), 1);
+        let inode = |fd: std::os::fd::BorrowedFd<'_>| rustix::fs::fstat(fd).unwrap().st_ino;
+        assert_eq!(inode(passed[0].as_fd()), inode(own.as_fd()), "the process itself");
+    }
 
     #[test]
     fn only_a_service_of_the_users_manager_has_scopes() {

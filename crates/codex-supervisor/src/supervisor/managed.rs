@@ -205,7 +205,7 @@ impl Managed {
     fn set_apart(&mut self, generation: u64, services: &mut Services) {
         let (Some(manager), Some(worker)) = (&services.manager, self.workers.get_mut(&generation)) else { return };
         let id = WorkerId { endpoint: self.id.clone(), generation };
-        worker.is_moving = manager.set_apart(id, worker.process.identity().pid, services.memory_limits());
+        worker.is_moving = manager.set_apart(id, &worker.process, services.memory_limits());
         if !worker.is_moving {
             warn!(endpoint = %self.id, generation, "too many workers wait for their scopes; this one would end with us");
         }

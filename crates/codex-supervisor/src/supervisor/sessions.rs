@@ -153,19 +153,19 @@ fn watch(session: &SessionId, process: &Process, queue: Queue) -> std::io::Resul
 impl Supervisor {
     /// `session.begin`: answered when the launcher stands in its scope, or cannot.
     pub(super) fn begin_session(&mut self, wanted: &Begin, answer: oneshot::Sender<Result<Value, RpcError>>) {
-        let mut session = match self.begun(wanted) {
-            Ok(session) => session,
+        let (mut session, launcher) = match self.begun(wanted) {
+            Ok(begun) => begun,
             Err(error) => {
                 let _ = answer.send(Err(error)); // fails only when the caller has gone
                 return;
             }
         };
-        let (manager, pid) = (self.services.manager.clone(), wanted.launcher.pid);
+        let manager = self.services.manager.clone();
         // Ends with the manager's answer, which has a deadline.
         tokio::spawn(async move {
             if let Some(manager) = manager {
                 let unit = Scope::unit_of(&session.id);
-                match manager.begin_scope(unit.clone(), format!("Codex ({})", session.id), pid).await {
+                match manager.begin_scope(unit.clone(), format!("Codex ({})", session.id), launcher).await {
                     Ok(cgroup) => session.scope = Some(Scope { unit, cgroup }),
                     Err(error) => warn!(session = %session.id, error, "Codex gets no scope of its own"),
                 }
@@ -176,7 +176,7 @@ impl Supervisor {
         });
     }
 
-    fn begun(&mut self, begin: &Begin) -> Result<Begun, RpcError> {
+    fn begun(&mut self, begin: &Begin) -> Result<(Begun, Process), RpcError> {
         let internal = |message: String| RpcError::new(code::INTERNAL, message, None);
         let launcher = Process::open_identity(&begin.launcher).map_err(|error| {
             RpcError::new(
@@ -191,8 +191,9 @@ impl Supervisor {
         let id = SessionId::new(begin.kind, number);
         let folder = self.services.paths.session_folder(&id);
         files::create_private_folder(&folder).map_err(|error| internal(codex_control::report::chain(&error)))?;
+        let held = launcher.try_clone().map_err(|error| internal(format!("the launcher cannot be held: {error}")))?;
         self.sessions.begun.insert(id.clone(), launcher);
-        Ok(Begun { id, folder, takes_codex_log: self.services.codex.log, scope: None })
+        Ok((Begun { id, folder, takes_codex_log: self.services.codex.log, scope: None }, held))
     }
 
     fn has_room_for_session(&mut self) -> Result<(), RpcError> {
