@@ -48,7 +48,8 @@ pub use self::redirect::{Key, PROVIDER_ID, Redirect};
 pub use self::swap::CONFIG_BYTES_MAX;
 pub use self::text::TextError;
 
-/// Longest wait for another process of ours that works on the same file: it takes milliseconds.
+/// Longest wait for another process of ours that works on the same file, unless the caller has less time: it takes
+/// milliseconds.
 const LOCK_WITHIN: Duration = Duration::from_secs(10);
 /// Pause between two tries to get the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
@@ -62,6 +63,7 @@ pub struct CodexConfig {
     config: PathBuf,
     folder: PathBuf,
     disk: Disk,
+    lock_within: Duration,
 }
 
 /// How a change is made.
@@ -182,10 +184,12 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// Another process of ours works on it and does not end.
-    #[error("another `codexctl` or the supervisor works on `{path}` for more than {} s", LOCK_WITHIN.as_secs())]
+    #[error("another `codexctl` or the supervisor works on `{path}` for more than {} ms", within.as_millis())]
     Busy {
         /// The file.
         path: PathBuf,
+        /// How long it was waited for.
+        within: Duration,
     },
     /// Too many want something.
     #[error("{HOLDERS_MAX} sessions hold `{path}` already")]
@@ -252,7 +256,8 @@ impl CodexConfig {
     pub fn new(paths: &Paths) -> Self {
         let config = place(paths.codex_home()).join("config.toml");
         let name = &journal::digest(config.as_os_str().as_encoded_bytes())[..16];
-        Self { folder: paths.config_transactions_folder().join(name), config, disk: Disk::default() }
+        let folder = paths.config_transactions_folder().join(name);
+        Self { folder, config, disk: Disk::default(), lock_within: LOCK_WITHIN }
     }
 
     /// Every file that something is remembered about.
@@ -262,11 +267,17 @@ impl CodexConfig {
             .filter_map(|entry| {
                 let folder = entry.path();
                 let config = Journal::load(&folder).ok()??.config;
-                Some(Self { config, folder, disk: Disk::default() })
+                Some(Self { config, folder, disk: Disk::default(), lock_within: LOCK_WITHIN })
             })
             .collect();
         found.sort_by(|a, b| a.config.cmp(&b.config));
         found
+    }
+
+    /// The same, that waits at most so long for another process of ours that works on the file.
+    #[must_use]
+    pub fn with_patience(self, lock_within: Duration) -> Self {
+        Self { lock_within, ..self }
     }
 
     /// The file.
@@ -757,12 +768,12 @@ impl CodexConfig {
             .mode(PRIVATE_FILE_MODE)
             .open(&path)
             .map_err(failed)?;
-        let deadline = Instant::now() + LOCK_WITHIN;
+        let deadline = Instant::now() + self.lock_within;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
                 Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
-                    return Err(ConfigError::Busy { path: self.config.clone() });
+                    return Err(ConfigError::Busy { path: self.config.clone(), within: self.lock_within });
                 }
                 Err(TryLockError::WouldBlock) => std::thread::park_timeout(LOCK_PAUSE),
                 Err(TryLockError::Error(source)) => return Err(failed(source)),

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use codex_control::EndpointId;
 use codex_control::codex_config::{CodexConfig, ConfigError, Outcome};
@@ -114,12 +114,34 @@ impl Tender {
         });
     }
 
-    /// Takes our keys out of every file, for as long as nobody serves them. In place, and before a worker is ended: who
-    /// reads the file after this finds the person's own settings, who has read it before is still served.
-    pub(crate) fn end(&mut self, paths: &Paths, announcer: &mut Announcer) {
+    /// Takes our keys out of every file, for as long as nobody serves them; an event says how that went. Before a worker
+    /// is ended: who reads the file after this finds the person's own settings, who has read it before is still served.
+    ///
+    /// Nobody is waited for longer than `within`, all files together.
+    pub(crate) fn end(&mut self, paths: &Paths, queue: &Queue, within: Duration) {
         self.is_ending.store(true, Ordering::SeqCst);
-        let suspended = |config: CodexConfig| tended(&config, Some(config.suspend()), &Addresses::new());
-        self.looked(CodexConfig::remembered(paths).into_iter().map(suspended).collect(), announcer);
+        let (paths, queue, until) = (paths.clone(), queue.clone(), Instant::now() + within);
+        // On a thread of its own, which ends by itself: what it waits for has a deadline.
+        tokio::task::spawn_blocking(move || {
+            let suspended = |config: CodexConfig| {
+                let config = config.with_patience(until.saturating_duration_since(Instant::now()));
+                tended(&config, Some(config.suspend()), &Addresses::new())
+            };
+            let tended = CodexConfig::remembered(&paths).into_iter().map(suspended).collect();
+            let _ = queue.blocking_send(Event::ConfigTakenOut(tended)); // fails only when we have ended without it
+        });
+    }
+
+    /// Tells how that went. What is still in a file stays there for the next supervisor, which serves it.
+    pub(crate) fn taken_out(&mut self, tended: Vec<Tended>, announcer: &mut Announcer) {
+        let told = tended.into_iter().map(|mut tended| {
+            if let Some(Err(problem)) = &mut tended.result {
+                problem.message.push_str("; it still points Codex at an endpoint, which ends");
+                problem.hint = Some("`codexctl restore` takes it out, `codexctl start` serves it again".to_owned());
+            }
+            tended
+        });
+        self.looked(told.collect(), announcer);
     }
 
     /// Tells what a look has come to.

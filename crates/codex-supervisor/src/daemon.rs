@@ -29,6 +29,8 @@ use codex_control::registry::SupervisorEntry;
 
 /// Time clients have to take their last answers.
 const FAREWELL_WITHIN: Duration = Duration::from_millis(500);
+/// Time for what still runs beside the owner task at the end: a change of a file is safe wherever it is cut off.
+const THREADS_END_WITHIN: Duration = Duration::from_secs(1);
 /// Name of the worker program; it stands beside ours.
 const WORKER_PROGRAM: &str = "codex-worker";
 
@@ -73,7 +75,10 @@ pub(crate) fn run() -> anyhow::Result<Farewell> {
     };
     let (queue, events) = mpsc::channel(EVENTS_MAX);
     let start = Start { paths, environment, worker_program, own, configuration, log_limits, queue, manager: None };
-    runtime.block_on(supervise(start, events))
+    let farewell = runtime.block_on(supervise(start, events));
+    // Dropping it would wait for threads that wait for a disk, say, without any limit.
+    runtime.shutdown_timeout(THREADS_END_WITHIN);
+    farewell
 }
 
 async fn supervise(mut start: Start, events: mpsc::Receiver<Event>) -> anyhow::Result<Farewell> {

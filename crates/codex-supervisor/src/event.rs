@@ -91,6 +91,8 @@ pub(crate) enum Event {
     },
     /// Codex's own configuration was looked after.
     ConfigTended(Vec<Tended>),
+    /// What of ours was in Codex's own configuration was taken out, since we end.
+    ConfigTakenOut(Vec<Tended>),
     /// What an earlier run knew about incidents was read, or cannot be.
     IncidentsLoaded(Box<Loaded>),
     /// Something of the incident engine was written down, or could not be.

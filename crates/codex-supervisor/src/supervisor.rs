@@ -64,6 +64,11 @@ const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_millis(100);
 /// Time for workers that are just being moved into their scopes, before we leave without waiting for them.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
+/// Time for our keys to go out of Codex's configuration, before we end whether they have gone or not. It takes
+/// milliseconds; the workers' streams get what is left of the time for a stop.
+const CONFIG_OUT_WITHIN: Duration = Duration::from_secs(2);
+/// Of that, what is not spent on waiting for another process that works on the file.
+const CONFIG_OUT_SLACK: Duration = Duration::from_millis(500);
 /// What workers get beyond all their deadlines before we end without them.
 const STOP_SLACK: Duration = Duration::from_secs(2);
 
@@ -103,6 +108,8 @@ pub(crate) struct Supervisor {
     housekeeping_at: Instant,
     watchdog: Option<Watchdog>,
     status_line: String,
+    /// We are to end, and take our keys out of Codex's configuration before; until then at most.
+    config_out_by: Option<Instant>,
     give_up_at: Option<Instant>,
     leave_by: Option<Instant>,
     farewell: Farewell,
@@ -148,6 +155,7 @@ impl Supervisor {
             carried_out: Vec::new(),
             n_signals_dropped: 0,
             is_stopping: false,
+            stop_spent: Duration::ZERO,
             status_is_outdated: true,
             registry_is_outdated: true,
         };
@@ -171,6 +179,7 @@ impl Supervisor {
             housekeeping_at: now + HOUSEKEEPING_INTERVAL,
             watchdog: systemd::watchdog_interval().map(|interval| Watchdog { interval, due_at: now }),
             status_line: String::new(),
+            config_out_by: None,
             give_up_at: None,
             leave_by: None,
             farewell: Farewell::End,
@@ -291,6 +300,12 @@ impl Supervisor {
                 }
             }
             Event::ConfigTended(tended) => self.config_tended(tended),
+            Event::ConfigTakenOut(tended) => {
+                self.tender.taken_out(tended, &mut self.services.announcer);
+                if self.config_out_by.is_some() {
+                    self.end_workers(now);
+                }
+            }
             Event::CarriedOut { action, outcome } => self.carried_out(action, outcome, now),
             Event::IncidentsLoaded(loaded) => {
                 self.incidents.loaded(*loaded, now);
@@ -350,7 +365,7 @@ impl Supervisor {
         }
         self.look_after_sessions();
         self.sample_memory(now);
-        if !self.services.is_stopping {
+        if !self.is_ending() {
             self.look_after_codex(false);
         }
     }
@@ -393,6 +408,7 @@ impl Supervisor {
         endpoints
             .chain(waiters)
             .chain(self.reload_at)
+            .chain(self.config_out_by)
             .chain(self.give_up_at)
             .chain(self.leave_by)
             .chain(self.incidents.deadline())
@@ -404,6 +420,13 @@ impl Supervisor {
             if managed.deadline().is_some_and(|deadline| now >= deadline) {
                 managed.drive(&mut self.services, now);
             }
+        }
+        if self.config_out_by.is_some_and(|by| now >= by) {
+            let hint = "`codexctl restore` takes it out, `codexctl start` serves it again";
+            error!(hint, "codex's configuration could not be put back in time, it may still point at an endpoint");
+            let message = "Codex's configuration could not be put back in time: it may still point at an endpoint";
+            self.services.announcer.tell("config.failed", None, message.to_owned(), json!({ "hint": hint }));
+            self.end_workers(now);
         }
         if self.reload_at.is_some_and(|at| now >= at) {
             self.reload_at = None;
@@ -439,7 +462,7 @@ impl Supervisor {
             self.tell_status_line();
         }
         let n_moved = self.endpoints.values_mut().filter_map(|managed| managed.take_move().then_some(())).count();
-        if n_moved > 0 && !self.services.is_stopping {
+        if n_moved > 0 && !self.is_ending() {
             self.look_after_codex(false);
         }
     }
@@ -534,7 +557,7 @@ impl Supervisor {
         let n_wanted =
             states.iter().filter(|state| !matches!(state, EndpointState::Disabled | EndpointState::Stopped)).count();
         let n_running = states.iter().filter(|state| **state == EndpointState::Running).count();
-        let line = match (self.services.is_stopping, &self.configuration.problem) {
+        let line = match (self.is_ending(), &self.configuration.problem) {
             (true, _) => "stopping".to_owned(),
             (false, None) => format!("{n_running} of {n_wanted} endpoints work"),
             (false, Some(problem)) => {
@@ -549,7 +572,7 @@ impl Supervisor {
 
     /// Ends without the workers: the next supervisor finds them by the registry, and they find it.
     fn leave(&mut self, now: Instant) {
-        if self.services.is_stopping || self.leave_by.is_some() {
+        if self.is_ending() || self.leave_by.is_some() {
             return;
         }
         info!("leaving, the workers go on");
@@ -560,32 +583,53 @@ impl Supervisor {
         self.services.announcer.tell("daemon.restarting", None, "the supervisor restarts".to_owned(), Value::Null);
     }
 
+    /// Whether we have been told to end with all we run.
+    fn is_ending(&self) -> bool {
+        self.services.is_stopping || self.config_out_by.is_some()
+    }
+
+    /// Time for all workers to end.
+    fn workers_end_within(&self) -> Duration {
+        self.services.stop_within() + DRAIN_SLACK + TERMINATE_WITHIN + STOP_SLACK
+    }
+
     /// Begins to end; told twice, ends at once.
     fn stop(&mut self, now: Instant) {
-        if self.services.is_stopping {
+        if self.is_ending() {
             warn!("told to end again, killing the workers");
+            if !self.services.is_stopping {
+                self.end_workers(now);
+            }
             self.endpoints.values_mut().for_each(Managed::kill_all);
             return;
         }
-        let within = self.services.stop_within() + DRAIN_SLACK + TERMINATE_WITHIN + STOP_SLACK;
+        let within = CONFIG_OUT_WITHIN + self.workers_end_within();
         info!(within_s = within.as_secs(), "stopping");
-        self.services.is_stopping = true;
         self.services.status_is_outdated = true;
-        self.give_up_at = Some(now + within);
+        self.config_out_by = Some(now + CONFIG_OUT_WITHIN);
         let extend_us = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);
         systemd::notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(extend_us)]);
         self.services.announcer.tell("daemon.stopping", None, "the supervisor ends".to_owned(), Value::Null);
-        self.tender.end(&self.services.paths, &mut self.services.announcer);
+        let patience = CONFIG_OUT_WITHIN.saturating_sub(CONFIG_OUT_SLACK);
+        self.tender.end(&self.services.paths, &self.services.queue, patience);
+    }
+
+    /// Nothing leads to the workers any more, as far as that could be had: now they end.
+    fn end_workers(&mut self, now: Instant) {
+        let left = self.config_out_by.take().map(|by| by.saturating_duration_since(now));
+        self.services.stop_spent = CONFIG_OUT_WITHIN.saturating_sub(left.unwrap_or_default());
+        self.services.is_stopping = true;
+        self.give_up_at = Some(now + self.workers_end_within());
         self.drive_all(now);
     }
 
     fn is_at_end(&self, now: Instant) -> bool {
-        if self.endpoints.values().all(Managed::is_idle) {
+        if self.endpoints.values().all(Managed::is_idle) && !self.sessions.is_any_ending() {
             return true;
         }
         let gives_up = self.give_up_at.is_some_and(|at| now >= at);
         if gives_up {
-            error!("some workers cannot be ended, leaving them to the next start");
+            error!("not all that is to end can be ended, leaving it to the next start");
         }
         gives_up
     }

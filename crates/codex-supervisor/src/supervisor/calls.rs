@@ -79,6 +79,7 @@ impl Supervisor {
                     Err(error) => drop(answer.send(Err(error))), // fails only when the caller has gone
                 };
             }
+            "config.restore" => return self.restore_config(&request.params, answer),
             _ => {}
         }
         let Some((params, answer)) = self.call_database(&request.method, request.params, answer, now) else {
@@ -110,7 +111,7 @@ impl Supervisor {
             }
             "daemon.stop" => {
                 no_params(&params)?;
-                if !self.services.is_stopping {
+                if !self.is_ending() {
                     self.stop(now);
                 }
                 Ok(Value::Null)
@@ -197,11 +198,6 @@ impl Supervisor {
                 no_params(&params)?;
                 json(&codex_config::status(&self.services.paths))
             }
-            "config.restore" => {
-                no_params(&params)?;
-                let restored = codex_config::restore(&self.services.paths);
-                json(&restored.map_err(|problem| RpcError::new(code::CONFLICT, problem.message, problem.hint))?)
-            }
             other => {
                 let hint = match report::nearest(other, METHODS) {
                     Some(near) => format!("did you mean `{near}`?"),
@@ -210,6 +206,20 @@ impl Supervisor {
                 Err(RpcError::new(code::METHOD_NOT_FOUND, format!("there is no method `{other}`"), Some(hint)))
             }
         }
+    }
+
+    /// `config.restore`: answered by a thread of its own, which waits for whoever works on the file, and for a disk.
+    fn restore_config(&self, params: &Value, answer: oneshot::Sender<Answer>) {
+        if let Err(error) = no_params(params) {
+            return drop(answer.send(Err(error))); // fails only when the caller has gone
+        }
+        let paths = self.services.paths.clone();
+        // Ends by itself: what it waits for has deadlines.
+        tokio::task::spawn_blocking(move || {
+            let restored = codex_config::restore(&paths);
+            let refused = |problem: Problem| RpcError::new(code::CONFLICT, problem.message, problem.hint);
+            let _ = answer.send(restored.map_err(refused).and_then(|status| json(&status)));
+        });
     }
 
     fn start_endpoint(&mut self, params: EndpointParams, now: Instant, replaces: bool) -> Answer {
@@ -298,7 +308,7 @@ impl Supervisor {
 
     fn hopeless(&self, waiter: &Waiter, now: Instant) -> Option<RpcError> {
         let id = &waiter.endpoint;
-        if self.services.is_stopping {
+        if self.is_ending() {
             return self.not_stopping().err();
         }
         let Some(managed) = self.endpoints.get(id).filter(|managed| managed.is_listed()) else {
@@ -384,7 +394,7 @@ impl Supervisor {
     }
 
     fn not_stopping(&self) -> Result<(), RpcError> {
-        if self.services.is_stopping || self.leave_by.is_some() {
+        if self.is_ending() || self.leave_by.is_some() {
             let hint = Some("try again in a moment: `codexctl start` starts it again".to_owned());
             return Err(RpcError::new(code::CONFLICT, "the supervisor is about to end", hint));
         }

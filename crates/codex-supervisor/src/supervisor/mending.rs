@@ -143,7 +143,7 @@ impl Supervisor {
     }
 
     fn act(&mut self, act: &Act, now: Instant) -> Result<Progress, String> {
-        if self.services.is_stopping {
+        if self.is_ending() {
             return Err("the supervisor is about to end".to_owned());
         }
         let mut progress = Progress::Done;

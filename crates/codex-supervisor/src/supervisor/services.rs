@@ -67,6 +67,8 @@ pub(super) struct Services {
     pub(super) n_signals_dropped: u64,
     /// Whether we are ending.
     pub(super) is_stopping: bool,
+    /// How much of the time for our end was gone when the workers were told.
+    pub(super) stop_spent: Duration,
     /// Whether an endpoint's state is another than the service manager was told.
     pub(super) status_is_outdated: bool,
     /// Whether the registry's file says something else than is true.
@@ -105,6 +107,6 @@ impl Services {
     /// Time a worker has for its running answers when it is stopped: so much less than the person's limit that the
     /// last words of each stream, and the worker's end, still lie within that.
     pub(super) fn stop_within(&self) -> Duration {
-        Duration::from_secs(self.settings.stop_timeout_s).saturating_sub(DRAIN_SLACK)
+        Duration::from_secs(self.settings.stop_timeout_s).saturating_sub(DRAIN_SLACK).saturating_sub(self.stop_spent)
     }
 }

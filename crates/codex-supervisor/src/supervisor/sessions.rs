@@ -124,10 +124,9 @@ impl Sessions {
         self.watched.values().map(entry).collect()
     }
 
-    /// The sessions that use `endpoint`.
-    pub(super) fn of_endpoint<'s>(&'s self, endpoint: &'s EndpointId) -> impl Iterator<Item = &'s SessionId> {
-        let uses_it = |(_, watched): &(&SessionId, &Watched)| watched.session.endpoint.as_ref() == Some(endpoint);
-        self.watched.iter().filter(uses_it).map(|(id, _)| id)
+    /// Whether what one of them has left is just being ended.
+    pub(super) fn is_any_ending(&self) -> bool {
+        self.watched.values().any(|watched| watched.is_ending)
     }
 
     /// Processes of all sessions, for a look at their memory.

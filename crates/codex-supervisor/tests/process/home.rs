@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use codex_control::paths::Paths;
 use codex_control::process::Process;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -58,12 +59,22 @@ impl Home {
         self.folder.path()
     }
 
+    pub(crate) fn paths(&self) -> Paths {
+        let environment = [("HOME", self.path().to_owned()), ("XDG_RUNTIME_DIR", self.path().join("run"))];
+        Paths::from_environment(&environment.into_iter().collect()).unwrap()
+    }
+
     pub(crate) fn settings_file(&self) -> PathBuf {
         self.path().join(".config/codex-supervisor/supervisor.toml")
     }
 
     pub(crate) fn state(&self, name: &str) -> PathBuf {
         self.path().join(".local/state/codex-supervisor").join(name)
+    }
+
+    /// The log `NAME.log`: `supervisor`, or the id of an endpoint.
+    pub(crate) fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.state(&format!("logs/{name}.log"))).unwrap_or_default()
     }
 
     pub(crate) fn runtime(&self, name: &str) -> PathBuf {

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use codex_control::codex_config::{CodexConfig, Holder, Key};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::endpoint;
-use crate::home::{Home, PATIENCE, begin, get, wait_for};
+use crate::home::{Home, PATIENCE, begin, get, refused as refused_by, wait_for};
 
 #[test]
 fn it_starts_serves_and_leaves_nothing() {
@@ -368,6 +369,38 @@ fn told_to_end_twice_it_ends_at_once() {
     let (code, message, _) = supervisor.refusal("endpoint.start", json!({ "id": "a" }));
     assert_eq!((code, message.as_str()), (2, "the supervisor is about to end"));
     supervisor.stop();
+}
+
+#[test]
+fn a_stop_does_not_wait_for_whoever_holds_codexs_configuration() {
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    supervisor.wake("a");
+    let file = home.path().join(".codex/config.toml");
+    fs::create_dir(file.parent().unwrap()).unwrap();
+    fs::write(&file, "# mine\n").unwrap();
+    let config = CodexConfig::new(&home.paths());
+    let keys = vec![Key::text("model", "of-ours")];
+    config.hold(Holder { id: "use".to_owned(), endpoint: None, keys, processes: Vec::new(), since_ms: 0 }).unwrap();
+    let ours = fs::read_to_string(&file).unwrap();
+    let lock = fs::File::open(config.backups_folder().with_file_name("lock")).unwrap();
+    lock.lock().unwrap();
+    let told_at = Instant::now();
+    supervisor.signal(Signal::TERM);
+    // It is there while it waits, for whoever asks.
+    let refused = || supervisor.connect().try_call("endpoint.wake", json!({ "id": "a", "timeout_ms": 1 })).ok();
+    let refusal = wait_for("the refusal", || refused().filter(|answer| answer["error"]["code"] == 2));
+    assert_eq!(refused_by(&refusal).1, "the supervisor is about to end");
+    assert!(supervisor.wait().success());
+    let elapsed = told_at.elapsed();
+    assert!(elapsed < Duration::from_secs(8), "{elapsed:?}"); // the lock alone is waited for ten seconds elsewhere
+    assert_eq!(fs::read_to_string(&file).unwrap(), ours);
+    let log = home.log("supervisor");
+    assert!(log.contains("it still points Codex at an endpoint, which ends"), "{log}");
+    home.assert_nothing_is_left();
+    drop(lock);
+    config.restore().unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "# mine\n");
 }
 
 #[test]
