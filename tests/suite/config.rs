@@ -210,6 +210,39 @@ fn a_desktop_works_on_an_endpoint_and_the_file_comes_back() {
 }
 
 #[test]
+fn a_desktop_that_goes_on_while_the_supervisor_is_stopped_finds_the_endpoint_again() {
+    let provider = FakeProvider::start(Script::new().key(PROVIDER_KEY));
+    let home = desktop_home(&provider, DESKTOP);
+    let launcher = launch(&home, &[], "");
+    wait_open(&home);
+    let ours = home.read("codex/config.toml");
+    let sessions = || Some(home.status().sessions).filter(|sessions| !sessions.is_empty());
+    let before = until("the session", DEADLINE, sessions);
+    home.stop();
+    assert_eq!(home.read("codex/config.toml"), OWN, "nobody serves it now");
+    home.start();
+    let after = home.status().sessions;
+    assert_eq!((before.len(), after.len(), &after[0].id, after[0].pid), (1, 1, &before[0].id, before[0].pid));
+    until("the endpoint in the file", DEADLINE, || (home.read("codex/config.toml") == ours).then_some(()));
+    home.write("home/quit", "");
+    assert_eq!(launcher.finish(DEADLINE).code(), 3);
+    assert_eq!(home.read("codex/config.toml"), OWN);
+    // It ends, and its launcher is killed, while the supervisor is stopped: then there is nothing to come back to.
+    let launcher = launch(&home, &[], "");
+    wait_open(&home);
+    home.stop();
+    assert!(Process::open(launcher.id()).unwrap().signal(Signal::KILL).unwrap());
+    launcher.finish(DEADLINE);
+    home.write("home/quit", "");
+    until("its end", DEADLINE, || leftovers::processes(&home.path("home")).is_empty().then_some(()));
+    home.start();
+    until("the end of the session", DEADLINE, || home.status().sessions.is_empty().then_some(()));
+    assert_eq!(home.read("codex/config.toml"), OWN);
+    home.stop();
+    assert_eq!(home.read("codex/config.toml"), OWN);
+}
+
+#[test]
 fn a_desktop_that_is_started_by_a_script_lasts_as_long_as_what_it_has_started() {
     let provider = FakeProvider::start(Script::new().key(PROVIDER_KEY));
     let script = DESKTOP.replace("#!/bin/sh", "#!/bin/sh\nif [ -z \"$IN\" ]; then IN=1 setsid \"$0\" & exit 0; fi");

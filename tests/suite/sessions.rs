@@ -166,6 +166,36 @@ fn a_session_is_known_to_the_next_supervisor() {
 }
 
 #[test]
+fn a_session_goes_on_while_the_supervisor_is_stopped() {
+    let (_provider, home) = home_with(STAND_IN, "");
+    let bystanders = Bystanders::start();
+    let running = launch(&home);
+    let before = session(&home, "the helpers to be seen", |session| session.n_processes > n_helpers());
+    home.stop();
+    home.start();
+    let after = sessions(&home);
+    assert_eq!(after.len(), 1, "it is known at once, not when its launcher reports");
+    assert_eq!((&after[0].id, after[0].pid, after[0].started_at_ms), (&before.id, before.pid, before.started_at_ms));
+    // Both end while there is no supervisor, and leave everything.
+    home.stop();
+    let codex = Process::open(before.pid.unwrap()).unwrap();
+    assert!(pid_of(&running).signal(Signal::KILL).unwrap());
+    assert!(codex.signal(Signal::KILL).unwrap());
+    running.finish(DEADLINE);
+    assert!(others(&home).len() >= n_helpers());
+    home.start();
+    until("the session to be forgotten", LONG, || sessions(&home).is_empty().then_some(()));
+    assert_eq!(others(&home), [""; 0]);
+    bystanders.assert_alive();
+    home.stop();
+    assert!(
+        !home.paths().registry().exists() && !home.paths().left_sessions().exists(),
+        "nothing has to be remembered"
+    );
+    home.assert_nothing_left();
+}
+
+#[test]
 fn codex_over_its_limit_is_told() {
     // `tail` keeps what it is to print until its input ends.
     let script = "#!/bin/sh\n(head -c 60000000 /dev/zero; sleep 86400) | tail -c 60000000 > /dev/null &\n\

@@ -16,6 +16,10 @@
 //!
 //! A worker depends on this conversation for nothing while it serves: when the socket breaks it goes on serving and
 //! dials again. Frames are described in [`frame`].
+//!
+//! After an upgrade a supervisor meets workers of an earlier [`VERSION`] that serve. What it needs to replace them
+//! without cutting an answer is the same in all versions: the length before each frame, the beginning of a Hello
+//! ([`Greeting`]), the listener that comes along with its first byte, and [`ToWorker::Drain`].
 
 pub mod frame;
 
@@ -30,7 +34,8 @@ use crate::endpoint::Endpoint;
 use crate::incident::{ActionId, Outcome, Signal};
 use crate::process::Identity;
 
-/// Grows with every change of a message: both sides refuse another version with a clear error.
+/// Grows with every change of a message. A supervisor understands nothing that a worker of another version says but its
+/// [`Greeting`], and tells it nothing but to drain.
 pub const VERSION: u16 = 3;
 /// Time between two heartbeats.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
@@ -79,7 +84,7 @@ pub enum FromWorker {
 pub enum ToWorker {
     /// What to serve. Sent once, after Hello.
     Assignment(Box<Assignment>),
-    /// Stop accepting, end within the deadline, exit.
+    /// Stop accepting, end within the deadline, exit. The same bytes in every version.
     Drain {
         /// Time for open streams; after it they get a terminal event.
         deadline_ms: u64,
@@ -110,6 +115,17 @@ pub struct Hello {
     pub build: String,
     /// What it serves already, when this is a reconnection.
     pub serving: Option<SocketAddr>,
+}
+
+/// What the Hello of every version begins with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Greeting {
+    /// The worker's [`VERSION`].
+    pub version: u16,
+    /// The endpoint it was started for.
+    pub endpoint: EndpointId,
+    /// Which start of that endpoint's worker it is.
+    pub generation: u64,
 }
 
 /// What a worker is to serve.

@@ -220,6 +220,11 @@ impl Paths {
         self.logs_folder().join(format!("{endpoint}.log"))
     }
 
+    /// Sessions of Codex that went on when the supervisor was stopped, in the form of the registry.
+    pub fn left_sessions(&self) -> PathBuf {
+        self.state.join("sessions.json")
+    }
+
     /// Folder of the folders of Codex's sessions.
     pub fn sessions_folder(&self) -> PathBuf {
         self.logs_folder().join("codex")

@@ -11,7 +11,8 @@
 //!
 //! What else it plays is said by its endpoint's `name`: `crash` ends before it is ready, `sick` fails its health
 //! probes, `keyless` reports a problem, `stubborn` never ends by itself, `silent` answers nothing but its health probes,
-//! `leak N` uses N MiB more every second.
+//! `leak N` uses N MiB more every second, `of other version` speaks another version from its second Hello on, as one
+//! does whose supervisor was upgraded. The endpoint `other-version` has a worker program that never speaks any other.
 
 use std::cell::Cell;
 use std::io;
@@ -25,8 +26,8 @@ use codex_control::EndpointId;
 use codex_control::incident::{Observation, Signal};
 use codex_control::ipc::frame::WorkerCodec;
 use codex_control::ipc::{
-    Assignment, Counters, FromWorker, HEARTBEAT_INTERVAL, Hello, Problem, RequestOutcome, RequestReport, ToWorker,
-    VERSION, frame,
+    Assignment, Counters, FromWorker, HEARTBEAT_INTERVAL, HELLO_TIMEOUT, Hello, Problem, RequestOutcome, RequestReport,
+    ToWorker, VERSION, frame,
 };
 use codex_control::process;
 use futures_util::{SinkExt, StreamExt};
@@ -37,6 +38,15 @@ use tokio::sync::mpsc;
 use tokio_util::codec::Framed;
 
 type Socket = Framed<UnixStream, WorkerCodec>;
+
+/// What a worker of another version says: nobody knows more of it than its beginning.
+#[derive(serde::Serialize)]
+enum OtherVersion<'a> {
+    Hello { version: u16, endpoint: &'a EndpointId, generation: u64, news: [u8; 7] },
+}
+
+/// A frame that means nothing in any version.
+const UNREADABLE: [u8; 8] = [0, 0, 0, 4, 0xff, 0xfe, 0xfd, 0xfc];
 
 /// What the connections share with the conversation.
 struct Shared {
@@ -72,6 +82,9 @@ async fn run() -> ExitCode {
         serving: None,
     };
     let path = value("--supervisor");
+    if hello.endpoint.as_str() == "other-version" {
+        hello.version += 1;
+    }
     let Some((mut socket, first)) = dial(&path, &hello, &listener).await else { return ExitCode::FAILURE };
     let ToWorker::Assignment(assignment) = first else { return ExitCode::SUCCESS };
     let Assignment { endpoint, .. } = *assignment;
@@ -96,14 +109,19 @@ async fn run() -> ExitCode {
     }
     let accepting = tokio::task::spawn_local(accept(listener.try_clone().expect("a duplicate"), shared.clone()));
     hello.serving = Some(address);
+    hello.version += u16::from(shared.role == "of other version");
     loop {
         let ended = converse(&mut socket, &shared, address, problem.clone(), &mut outgoing, &accepting).await;
         if ended {
             return ExitCode::SUCCESS;
         }
         socket = loop {
-            match dial(&path, &hello, &listener).await {
+            match tokio::time::timeout(HELLO_TIMEOUT, dial(&path, &hello, &listener)).await.ok().flatten() {
                 Some((socket, ToWorker::Assignment(_))) => break socket,
+                Some((socket, ToWorker::Drain { .. })) => {
+                    drain(&shared, &accepting);
+                    break socket;
+                }
                 Some(_) => return ExitCode::SUCCESS,
                 None => tokio::time::sleep(Duration::from_millis(20)).await,
             }
@@ -114,7 +132,12 @@ async fn run() -> ExitCode {
 /// Dials, says Hello with the listener, and returns the first message.
 async fn dial(path: &str, hello: &Hello, listener: &OwnedFd) -> Option<(Socket, ToWorker)> {
     let stream = UnixStream::connect(path).await.ok()?;
-    let payload = frame::encode(&FromWorker::Hello(hello.clone())).ok()?;
+    let payload = if hello.version == VERSION {
+        frame::encode(&FromWorker::Hello(hello.clone())).ok()?
+    } else {
+        let Hello { version, ref endpoint, generation, .. } = *hello;
+        frame::encode(&OtherVersion::Hello { version, endpoint, generation, news: [0xff; 7] }).ok()?
+    };
     let bytes = [&u32::try_from(payload.len()).ok()?.to_be_bytes()[..], &payload].concat();
     let send_hello = || {
         let descriptors = [listener.as_fd()];
@@ -130,6 +153,10 @@ async fn dial(path: &str, hello: &Hello, listener: &OwnedFd) -> Option<(Socket, 
     assert_eq!(sent, bytes.len(), "a Hello fits any socket buffer");
     let mut socket = Framed::new(stream, WorkerCodec::default());
     let first = socket.next().await?.ok()?;
+    if hello.version != VERSION {
+        assert!(matches!(first, ToWorker::Drain { .. }), "a worker of another version is told nothing else");
+        socket.get_mut().write_all(&UNREADABLE).await.ok()?;
+    }
     Some((socket, first))
 }
 

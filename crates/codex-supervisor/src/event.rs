@@ -53,6 +53,8 @@ pub(crate) enum Event {
     WorkerEnded {
         /// Which.
         worker: WorkerId,
+        /// Its number, which may be another's by now.
+        pid: u32,
         /// How.
         exit: Exit,
     },
@@ -146,6 +148,18 @@ pub(crate) struct WorkerId {
     pub(crate) generation: u64,
 }
 
+/// How a worker has introduced itself.
+#[derive(Debug)]
+pub(crate) enum Introduction {
+    /// In our own words.
+    Hello(Hello),
+    /// In those of another version. It understands nothing but that it is to drain, and says nothing that we understand.
+    Other {
+        /// Its version.
+        version: u16,
+    },
+}
+
 /// A call of a client that waits for `answer`.
 #[derive(Debug)]
 pub(crate) struct Call {
@@ -158,8 +172,10 @@ pub(crate) struct Call {
 /// A Hello, with what the kernel says about who said it.
 #[derive(Debug)]
 pub(crate) struct Connected {
-    /// What it says.
-    pub(crate) hello: Hello,
+    /// Who it says it is.
+    pub(crate) worker: WorkerId,
+    /// What else it says.
+    pub(crate) hello: Introduction,
     /// Its process id by `SO_PEERCRED`; `None` where the kernel does not tell.
     pub(crate) peer_pid: Option<u32>,
     /// The listener it has brought along.

@@ -147,6 +147,17 @@ pub(crate) enum End {
     Killed,
 }
 
+/// What a worker that has reported back is to this supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fit {
+    /// It serves what is to be served at present.
+    Fits,
+    /// It serves something else, and is to be replaced.
+    Outdated,
+    /// The same, and its signs of life are not understood.
+    Mute,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Lifecycle {
@@ -166,6 +177,15 @@ struct Worker {
     revision: u64,
     stage: Stage,
     heard_at: Instant,
+    /// Whether its signs of life are not understood: then it is not missed.
+    is_mute: bool,
+}
+
+impl Worker {
+    /// When it counts as stuck, if nothing is heard of it.
+    fn silent_at(&self) -> Option<Instant> {
+        (!self.is_mute).then(|| self.heard_at + STUCK_AFTER)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -323,14 +343,11 @@ impl Lifecycle {
 
     /// When to poll again, if nothing happens before.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        let stages = self.workers.values().filter_map(|worker| {
-            let silent_at = worker.heard_at + STUCK_AFTER;
-            match worker.stage {
-                Stage::Orphan { until } | Stage::Starting { until } | Stage::Terminating { until, .. } => Some(until),
-                Stage::Serving => Some(silent_at),
-                Stage::Draining { until } => Some(until.min(silent_at)),
-                Stage::Killed { .. } => None,
-            }
+        let stages = self.workers.values().filter_map(|worker| match worker.stage {
+            Stage::Orphan { until } | Stage::Starting { until } | Stage::Terminating { until, .. } => Some(until),
+            Stage::Serving => worker.silent_at(),
+            Stage::Draining { until } => Some(worker.silent_at().map_or(until, |silent_at| until.min(silent_at))),
+            Stage::Killed { .. } => None,
         });
         let serving = self.serving().is_some();
         let probe = self.probe.due_at.filter(|_| serving && self.probe.in_flight.is_none());
@@ -383,24 +400,24 @@ impl Lifecycle {
 
     /// A worker of an earlier supervisor lives. `draining`: it had been told to end.
     pub(crate) fn orphan(&mut self, now: Instant, generation: u64, draining: bool) {
-        let (stage, heard_at) = if draining {
-            // It does not dial in any more and is not missed for that.
-            let until = now + HANDOVER_WITHIN + DRAIN_SLACK;
-            (Stage::Draining { until }, until)
+        let stage = if draining {
+            Stage::Draining { until: now + HANDOVER_WITHIN + DRAIN_SLACK }
         } else {
-            (Stage::Orphan { until: now + ADOPT_WITHIN }, now)
+            Stage::Orphan { until: now + ADOPT_WITHIN }
         };
+        // One that drains does not dial in any more.
+        let worker = Worker { revision: REVISION_STALE, stage, heard_at: now, is_mute: draining };
         self.generation = self.generation.max(generation);
-        self.workers.insert(generation, Worker { revision: REVISION_STALE, stage, heard_at });
+        self.workers.insert(generation, worker);
     }
 
-    /// An orphan has reported back, with its listener. `fits`: it serves what is to be served at present.
-    pub(crate) fn adopted(&mut self, now: Instant, generation: u64, fits: bool) {
-        let revision = if fits { self.revision } else { REVISION_STALE };
+    /// An orphan has reported back, with its listener.
+    pub(crate) fn adopted(&mut self, now: Instant, generation: u64, fit: Fit) {
+        let revision = if fit == Fit::Fits { self.revision } else { REVISION_STALE };
         if let Some(worker) = self.workers.get_mut(&generation)
             && matches!(worker.stage, Stage::Orphan { .. })
         {
-            *worker = Worker { revision, stage: Stage::Serving, heard_at: now };
+            *worker = Worker { revision, stage: Stage::Serving, heard_at: now, is_mute: fit == Fit::Mute };
             self.probe = Probe { due_at: Some(now), ..Probe::default() };
         }
     }
@@ -527,7 +544,7 @@ impl Lifecycle {
 
     fn poll_overdue(&mut self, now: Instant) -> Option<Command> {
         let (generation, reason) = self.workers.iter_mut().find_map(|(&generation, worker)| {
-            let is_silent = now >= worker.heard_at + STUCK_AFTER;
+            let is_silent = worker.silent_at().is_some_and(|silent_at| now >= silent_at);
             match worker.stage {
                 Stage::Starting { until } if now >= until => Some((generation, Some(KillReason::NeverReady))),
                 Stage::Serving | Stage::Draining { .. } if is_silent => Some((generation, Some(KillReason::Stuck))),
@@ -588,7 +605,8 @@ impl Lifecycle {
         if !self.has_fitting() && self.may_spawn() && self.restart_at.is_none_or(|at| now >= at) {
             self.generation += 1;
             self.restart_at = None;
-            let worker = Worker { revision, stage: Stage::Starting { until: now + START_WITHIN }, heard_at: now };
+            let stage = Stage::Starting { until: now + START_WITHIN };
+            let worker = Worker { revision, stage, heard_at: now, is_mute: false };
             self.workers.insert(self.generation, worker);
             return Some(Command::Spawn { generation: self.generation });
         }

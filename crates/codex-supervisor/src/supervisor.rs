@@ -64,6 +64,8 @@ const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_millis(100);
 /// Time for workers that are just being moved into their scopes, before we leave without waiting for them.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
+/// Time between two tries to write a registry that could not be written: disks become writable again.
+const REGISTRY_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Time for our keys to go out of Codex's configuration, before we end whether they have gone or not. It takes
 /// milliseconds; the workers' streams get what is left of the time for a stop.
 const CONFIG_OUT_WITHIN: Duration = Duration::from_secs(2);
@@ -106,8 +108,12 @@ pub(crate) struct Supervisor {
     reload_at: Option<Instant>,
     tick_at: Instant,
     housekeeping_at: Instant,
+    /// When the registry is tried again that could not be written.
+    registry_retry_at: Option<Instant>,
     watchdog: Option<Watchdog>,
     status_line: String,
+    /// Whether the file of sessions that went on over a stop is still there though they are known.
+    has_left_sessions: bool,
     /// We are to end, and take our keys out of Codex's configuration before; until then at most.
     config_out_by: Option<Instant>,
     give_up_at: Option<Instant>,
@@ -177,8 +183,10 @@ impl Supervisor {
             reload_at: None,
             tick_at: now + TICK,
             housekeeping_at: now + HOUSEKEEPING_INTERVAL,
+            registry_retry_at: None,
             watchdog: systemd::watchdog_interval().map(|interval| Watchdog { interval, due_at: now }),
             status_line: String::new(),
+            has_left_sessions: false,
             config_out_by: None,
             give_up_at: None,
             leave_by: None,
@@ -246,13 +254,18 @@ impl Supervisor {
         match event {
             Event::Call(call) => self.call(call, now),
             Event::WorkerConnected(connected) => {
-                let id = connected.hello.endpoint.clone();
+                let (worker, peer_pid) = (connected.worker.clone(), connected.peer_pid);
+                let id = worker.endpoint.clone();
+                let is_expected =
+                    |pid| self.endpoints.get(&id).is_some_and(|managed| managed.expects(worker.generation, pid));
+                if let Some(pid) = peer_pid.filter(|pid| !is_expected(*pid)) {
+                    self.presume_one(&worker, pid, now);
+                }
                 if let Some(managed) = self.endpoints.get_mut(&id) {
                     managed.connected(connected, &mut self.services, now);
                     managed.drive(&mut self.services, now);
                 } else {
-                    let worker_pid = connected.hello.identity.pid;
-                    warn!(endpoint = %id, worker_pid, "a worker of an unknown endpoint was sent away");
+                    warn!(endpoint = %id, worker_pid = peer_pid, "a worker of an unknown endpoint was sent away");
                 }
             }
             Event::WorkerMessage { worker, connection, message } => {
@@ -266,9 +279,9 @@ impl Supervisor {
                     managed.disconnected(worker.generation, connection);
                 }
             }
-            Event::WorkerEnded { worker, exit } => {
+            Event::WorkerEnded { worker, pid, exit } => {
                 if let Some(managed) = self.endpoints.get_mut(&worker.endpoint) {
-                    managed.ended(worker.generation, exit, &mut self.services, now);
+                    managed.ended(worker.generation, pid, exit, &mut self.services, now);
                     managed.drive(&mut self.services, now);
                 }
             }
@@ -411,6 +424,7 @@ impl Supervisor {
             .chain(self.config_out_by)
             .chain(self.give_up_at)
             .chain(self.leave_by)
+            .chain(self.registry_retry_at)
             .chain(self.incidents.deadline())
             .fold(self.tick_at, Instant::min)
     }
@@ -447,16 +461,8 @@ impl Supervisor {
         self.endpoints.retain(|_, managed| managed.is_listed() || !managed.is_idle());
         self.send_waiters_away(now);
         self.mend(now);
-        if std::mem::take(&mut self.services.registry_is_outdated) {
-            let workers = self.endpoints.values().flat_map(Managed::registry_entries).collect();
-            // Whoever has us restarted, after an upgrade say, wants things to be tried again.
-            let crashes = self.endpoints.values().filter(|_| self.leave_by.is_none());
-            let crashes = crashes.filter_map(|managed| managed.crashes_entry(now, &self.services)).collect();
-            let registry = Registry::new(self.services.own.clone(), workers, self.sessions.entries(), crashes);
-            match registry.store(&self.services.paths.registry()) {
-                Ok(()) => self.services.see(incident::Signal::new(Observation::RegistrySound)),
-                Err(error) => error!(%error, "the registry cannot be written"),
-            }
+        if self.services.registry_is_outdated && self.registry_retry_at.is_none_or(|at| now >= at) {
+            self.write_registry(now);
         }
         if std::mem::take(&mut self.services.status_is_outdated) {
             self.tell_status_line();
@@ -464,6 +470,56 @@ impl Supervisor {
         let n_moved = self.endpoints.values_mut().filter_map(|managed| managed.take_move().then_some(())).count();
         if n_moved > 0 && !self.is_ending() {
             self.look_after_codex(false);
+        }
+    }
+
+    /// No worker is left. Codex may be: the next supervisor is to know it at once, and what it has left if it ends before
+    /// there is one.
+    fn leave_registry(&self) {
+        if let Err(error) = std::fs::remove_file(self.services.paths.registry()) {
+            debug!(%error, "no registry to remove");
+        }
+        let sessions = self.sessions.entries();
+        if sessions.is_empty() {
+            return;
+        }
+        let left = Registry::new(self.services.own.clone(), Vec::new(), sessions, Vec::new());
+        if let Err(error) = left.store(&self.services.paths.left_sessions()) {
+            let reason = codex_control::report::chain(&error);
+            error!(
+                reason,
+                "sessions that go on cannot be written down; they are known again when their launchers report"
+            );
+        }
+    }
+
+    /// Writes the registry, or tries again a little later.
+    fn write_registry(&mut self, now: Instant) {
+        let workers = self.endpoints.values().flat_map(Managed::registry_entries).collect();
+        // Whoever has us restarted, after an upgrade say, wants things to be tried again.
+        let crashes = self.endpoints.values().filter(|_| self.leave_by.is_none());
+        let crashes = crashes.filter_map(|managed| managed.crashes_entry(now, &self.services)).collect();
+        let registry = Registry::new(self.services.own.clone(), workers, self.sessions.entries(), crashes);
+        match registry.store(&self.services.paths.registry()) {
+            Ok(()) => {
+                if self.registry_retry_at.take().is_some() {
+                    info!("the registry is written again");
+                }
+                self.services.registry_is_outdated = false;
+                if std::mem::take(&mut self.has_left_sessions) {
+                    let _ = std::fs::remove_file(self.services.paths.left_sessions()); // who reads it again knows them
+                }
+                self.services.see(incident::Signal::new(Observation::RegistrySound));
+            }
+            Err(error) => {
+                if self.registry_retry_at.is_none() {
+                    let reason = codex_control::report::chain(&error);
+                    error!(reason, "the registry cannot be written, trying again");
+                    let message = format!("what the next supervisor should know cannot be written: {reason}");
+                    self.services.announcer.tell("registry.failed", None, message, Value::Null);
+                }
+                self.registry_retry_at = Some(now + REGISTRY_RETRY_INTERVAL);
+            }
         }
     }
 
@@ -636,10 +692,7 @@ impl Supervisor {
 
     fn clean_up(mut self) {
         if self.endpoints.values().all(Managed::is_idle) {
-            let path = self.services.paths.registry();
-            if let Err(error) = std::fs::remove_file(&path) {
-                debug!(%error, "no registry to remove");
-            }
+            self.leave_registry();
         }
         self.incidents.write(&self.services.database, &self.services.queue);
         self.services.database.close();

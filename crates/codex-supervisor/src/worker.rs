@@ -98,30 +98,33 @@ pub(crate) fn start(launch: &Launch<'_>) -> io::Result<(Child, Process)> {
 pub(crate) fn presumed(program: &Path, socket: &Path) -> Vec<(WorkerId, Process)> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter_map(|pid| {
+    pids.filter_map(|pid| presumed_at(pid, program, socket)).collect()
+}
+
+/// The same of one process.
+pub(crate) fn presumed_at(pid: u32, program: &Path, socket: &Path) -> Option<(WorkerId, Process)> {
+    let runs_it = || {
         let runs = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
         // After an upgrade the file it runs is no longer in its folder; the kernel says so behind its name.
-        if runs.to_string_lossy().trim_end_matches(" (deleted)") != program.to_string_lossy() {
-            return None;
-        }
-        let process = Process::open(pid).ok()?;
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        let value = |name: &str| {
-            let at = words.iter().position(|word| *word == name.as_bytes())?;
-            words.get(at + 1).copied()
-        };
-        if value("--supervisor")? != socket.as_os_str().as_bytes() || process.has_ended() {
-            return None;
-        }
-        let text = |name| value(name).and_then(|value| std::str::from_utf8(value).ok());
-        let worker = WorkerId {
-            endpoint: text("--endpoint-id")?.parse().ok()?,
-            generation: text("--generation")?.parse().ok()?,
-        };
-        Some((worker, process))
-    })
-    .collect()
+        (runs.to_string_lossy().trim_end_matches(" (deleted)") == program.to_string_lossy()).then_some(())
+    };
+    // Nearly all do not, which is cheap to see. What counts is what is read while it is held.
+    runs_it()?;
+    let process = Process::open(pid).ok()?;
+    runs_it()?;
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+    let value = |name: &str| {
+        let at = words.iter().position(|word| *word == name.as_bytes())?;
+        words.get(at + 1).copied()
+    };
+    if value("--supervisor")? != socket.as_os_str().as_bytes() || process.has_ended() {
+        return None;
+    }
+    let text = |name| value(name).and_then(|value| std::str::from_utf8(value).ok());
+    let worker =
+        WorkerId { endpoint: text("--endpoint-id")?.parse().ok()?, generation: text("--generation")?.parse().ok()? };
+    Some((worker, process))
 }
 
 /// Reports the end of a process, by its pidfd, within a moment. `child` is there when the process is ours to wait for.
@@ -141,6 +144,7 @@ pub(crate) fn watch(worker: WorkerId, process: &Process, mut child: Option<Child
             return Err(error);
         }
     };
+    let pid = process.identity().pid;
     // The task ends with the process; the owner signals that, not the task.
     tokio::spawn(async move {
         let oom_kills_before = oom_kills();
@@ -152,7 +156,7 @@ pub(crate) fn watch(worker: WorkerId, process: &Process, mut child: Option<Child
             },
             Err(error) => Exit::unknown(&error),
         };
-        let _ = queue.send(Event::WorkerEnded { worker, exit }).await; // fails only when the owner has ended
+        let _ = queue.send(Event::WorkerEnded { worker, pid, exit }).await; // fails only when the owner has ended
     });
     Ok(())
 }
@@ -216,8 +220,8 @@ mod tests {
         let (queue, mut events) = mpsc::channel(1);
         watch(worker(), &process, Some(child), queue).unwrap();
         let event = tokio::time::timeout(Duration::from_secs(10), events.recv()).await.unwrap().unwrap();
-        let Event::WorkerEnded { worker: ended, exit } = event else { panic!("{event:?}") };
-        assert_eq!(ended, worker());
+        let Event::WorkerEnded { worker: ended, pid, exit } = event else { panic!("{event:?}") };
+        assert_eq!((ended, pid), (worker(), process.identity().pid));
         (std::fs::read_to_string(log).unwrap(), exit)
     }
 

@@ -10,20 +10,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use codex_control::ipc::frame::{FrameError, SupervisorCodec};
-use codex_control::ipc::{FromWorker, HELLO_TIMEOUT, Hello, ToWorker};
+use bytes::{Bytes, BytesMut};
+use codex_control::ipc::frame::{self, FrameError, SupervisorCodec};
+use codex_control::ipc::{FromWorker, HELLO_TIMEOUT, ToWorker, VERSION};
 use codex_control::settings::ENDPOINTS_MAX;
 use futures_util::{SinkExt, StreamExt};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio_util::codec::{Decoder, Framed, FramedParts};
+use tokio_util::codec::{Decoder, Framed, FramedParts, LengthDelimitedCodec};
 use tracing::{debug, warn};
 
 use crate::control;
-use crate::event::{Connected, Event, MESSAGES_TO_WORKER_MAX, Queue, WorkerId};
+use crate::event::{Connected, Event, Introduction, MESSAGES_TO_WORKER_MAX, Queue, WorkerId};
 
 /// Connections at the same time: two workers per endpoint during a hand-over, and some that are about to be refused.
 const CONNECTIONS_MAX: usize = 2 * ENDPOINTS_MAX + 16;
@@ -100,58 +100,102 @@ pub(crate) async fn serve(listener: UnixListener, queue: Queue) {
 
 async fn converse(stream: UnixStream, peer_pid: Option<u32>, connection: u64, queue: Queue) -> Result<(), HelloError> {
     let first = tokio::time::timeout(HELLO_TIMEOUT, read_hello(&stream)).await.map_err(|_| HelloError::Timeout)??;
-    let worker = WorkerId { endpoint: first.hello.endpoint.clone(), generation: first.hello.generation };
-    let (outbox, mut messages) = mpsc::channel::<ToWorker>(MESSAGES_TO_WORKER_MAX);
-    let connected = Connected { hello: first.hello, peer_pid, listener: first.listener, connection, outbox };
+    let First { worker, hello, listener, rest } = first;
+    let is_other = matches!(hello, Introduction::Other { .. });
+    let (outbox, messages) = mpsc::channel::<ToWorker>(MESSAGES_TO_WORKER_MAX);
+    let connected = Connected { worker: worker.clone(), hello, peer_pid, listener, connection, outbox };
     if queue.send(Event::WorkerConnected(connected)).await.is_err() {
         return Ok(()); // the owner has ended, and so does this
     }
-    let mut parts = FramedParts::new::<ToWorker>(stream, SupervisorCodec::default());
-    parts.read_buf = first.rest;
-    let mut frames = Framed::from_parts(parts);
+    if is_other {
+        let mut parts = FramedParts::new::<Bytes>(stream, frame::lengths());
+        parts.read_buf = rest;
+        attend(Framed::from_parts(parts), messages, &worker).await;
+    } else {
+        let mut parts = FramedParts::new::<ToWorker>(stream, SupervisorCodec::default());
+        parts.read_buf = rest;
+        talk(Framed::from_parts(parts), messages, &worker, peer_pid, connection, &queue).await;
+    }
+    let _ = queue.send(Event::WorkerDisconnected { worker, connection }).await; // fails only when the owner has ended
+    Ok(())
+}
+
+/// A worker of our own version: what it says is passed on, what there is to tell it is told.
+async fn talk(
+    mut frames: Framed<UnixStream, SupervisorCodec>,
+    mut messages: mpsc::Receiver<ToWorker>,
+    worker: &WorkerId,
+    peer_pid: Option<u32>,
+    connection: u64,
+    queue: &Queue,
+) {
     loop {
         tokio::select! {
             frame = frames.next() => match frame {
                 Some(Ok(message)) => {
                     let event = Event::WorkerMessage { worker: worker.clone(), connection, message };
                     if queue.send(event).await.is_err() {
-                        return Ok(());
+                        return;
                     }
                 }
                 Some(Err(error)) => {
                     warn!(endpoint = %worker.endpoint, worker_pid = peer_pid, %error, "a worker sends what cannot be read");
-                    break;
+                    return;
                 }
-                None => break,
+                None => return,
             },
             message = messages.recv() => {
-                let Some(message) = message else { break };
+                let Some(message) = message else { return };
                 match tokio::time::timeout(SEND_TIMEOUT, frames.send(message)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => {
                         debug!(endpoint = %worker.endpoint, worker_pid = peer_pid, %error, "a worker's connection broke");
-                        break;
+                        return;
                     }
                     Err(_) => {
                         warn!(endpoint = %worker.endpoint, worker_pid = peer_pid, "a worker does not take its messages");
-                        break;
+                        return;
                     }
                 }
             }
         }
     }
-    let _ = queue.send(Event::WorkerDisconnected { worker, connection }).await; // fails only when the owner has ended
-    Ok(())
+}
+
+/// A worker of another version: nothing that it says is understood, and all it is told is to drain.
+async fn attend(
+    mut frames: Framed<UnixStream, LengthDelimitedCodec>,
+    mut messages: mpsc::Receiver<ToWorker>,
+    worker: &WorkerId,
+) {
+    loop {
+        tokio::select! {
+            frame = frames.next() => match frame {
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return, // it dials again
+            },
+            message = messages.recv() => {
+                let Some(message) = message else { return };
+                let payload = matches!(message, ToWorker::Drain { .. }).then(|| frame::encode(&message).ok()).flatten();
+                let Some(payload) = payload else { continue };
+                if !matches!(tokio::time::timeout(SEND_TIMEOUT, frames.send(Bytes::from(payload))).await, Ok(Ok(()))) {
+                    debug!(endpoint = %worker.endpoint, generation = worker.generation, "a worker of another version cannot be told");
+                    return;
+                }
+            }
+        }
+    }
 }
 
 struct First {
-    hello: Hello,
+    worker: WorkerId,
+    hello: Introduction,
     listener: Option<OwnedFd>,
     rest: BytesMut,
 }
 
 async fn read_hello(stream: &UnixStream) -> Result<First, HelloError> {
-    let mut codec = SupervisorCodec::default();
+    let mut lengths = frame::lengths();
     let mut buffer = BytesMut::new();
     let mut listener = None;
     loop {
@@ -162,13 +206,16 @@ async fn read_hello(stream: &UnixStream) -> Result<First, HelloError> {
             return Err(HelloError::Closed);
         }
         buffer.extend_from_slice(&chunk[..read]);
-        match codec.decode(&mut buffer)? {
-            Some(FromWorker::Hello(hello)) => {
-                return Ok(First { hello, listener, rest: buffer });
-            }
-            Some(_) => return Err(HelloError::Other),
-            None => {}
+        let Some(payload) = lengths.decode(&mut buffer).map_err(FrameError::from)? else { continue };
+        let greeting = frame::greeting(&payload);
+        if let Some(greeting) = greeting.filter(|greeting| greeting.version != VERSION) {
+            let worker = WorkerId { endpoint: greeting.endpoint, generation: greeting.generation };
+            let hello = Introduction::Other { version: greeting.version };
+            return Ok(First { worker, hello, listener, rest: buffer });
         }
+        let FromWorker::Hello(hello) = frame::decode(&payload)? else { return Err(HelloError::Other) };
+        let worker = WorkerId { endpoint: hello.endpoint.clone(), generation: hello.generation };
+        return Ok(First { worker, hello: Introduction::Hello(hello), listener, rest: buffer });
     }
 }
 
@@ -192,7 +239,7 @@ mod tests {
     use std::net::TcpListener;
     use std::os::unix::net::UnixStream as StdUnixStream;
 
-    use codex_control::ipc::{VERSION, frame};
+    use codex_control::ipc::Hello;
     use codex_control::process;
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
@@ -227,9 +274,22 @@ mod tests {
         worker.write_all(&bytes[1..]).unwrap();
         worker.write_all(b"more").unwrap();
         let first = read_hello(&supervisor).await.unwrap();
-        assert_eq!((first.hello.generation, &first.rest[..]), (3, &b"more"[..]));
+        assert_eq!((first.worker.generation, &first.rest[..]), (3, &b"more"[..]));
+        assert!(matches!(first.hello, Introduction::Hello(_)));
         let received = TcpListener::from(first.listener.unwrap());
         assert_eq!(received.local_addr().unwrap(), listener.local_addr().unwrap());
+    }
+
+    #[tokio::test]
+    async fn of_another_versions_hello_the_beginning_is_understood() {
+        let (mut worker, supervisor) = StdUnixStream::pair().unwrap();
+        supervisor.set_nonblocking(true).unwrap();
+        let supervisor = UnixStream::from_std(supervisor).unwrap();
+        // Version 250, endpoint `a`, generation 9, and what only that version knows.
+        worker.write_all(&[0, 0, 0, 7, 0, 250, 1, b'a', 9, 0xff, 0xff]).unwrap();
+        let first = read_hello(&supervisor).await.unwrap();
+        assert_eq!(first.worker, WorkerId { endpoint: "a".parse().unwrap(), generation: 9 });
+        assert!(matches!(first.hello, Introduction::Other { version: 250 }), "{:?}", first.hello);
     }
 
     #[tokio::test]

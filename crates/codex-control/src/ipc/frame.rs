@@ -2,7 +2,8 @@
 //!
 //! The only file that knows bincode. Both ends are our own programs of the same version, lengths are checked before
 //! anything is allocated, and golden bytes in the tests hold the encoding fast, so that another encoder of the same
-//! bytes can take its place here.
+//! bytes can take its place here. The few bytes that other versions have to understand, too ([`greeting`]), are held fast
+//! for good.
 
 use std::marker::PhantomData;
 
@@ -10,6 +11,8 @@ use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::codec::{Decoder, Encoder, LengthDelimitedCodec};
+
+use super::Greeting;
 
 /// Largest message: an assignment with many models is tens of kilobytes.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
@@ -45,11 +48,13 @@ pub struct Codec<In, Out> {
 
 impl<In, Out> Default for Codec<In, Out> {
     fn default() -> Self {
-        Self {
-            lengths: LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES_MAX).new_codec(),
-            types: PhantomData,
-        }
+        Self { lengths: lengths(), types: PhantomData }
     }
+}
+
+/// Cuts bytes into the payloads of frames, of whatever version they are.
+pub fn lengths() -> LengthDelimitedCodec {
+    LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES_MAX).new_codec()
 }
 
 /// The worker's end.
@@ -66,6 +71,17 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
 pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, FrameError> {
     let (message, read) = bincode::serde::decode_from_slice(payload, CONFIG)?;
     if read == payload.len() { Ok(message) } else { Err(FrameError::Trailing(payload.len() - read)) }
+}
+
+/// Reads the beginning of a Hello of any version; `None` if it is something else.
+pub fn greeting(payload: &[u8]) -> Option<Greeting> {
+    /// [`super::FromWorker`], as far as all versions have it.
+    #[derive(serde::Deserialize)]
+    enum First {
+        Hello(Greeting),
+    }
+    let (First::Hello(greeting), _) = bincode::serde::decode_from_slice(payload, CONFIG).ok()?;
+    Some(greeting)
 }
 
 impl<In: DeserializeOwned, Out> Decoder for Codec<In, Out> {
@@ -101,6 +117,31 @@ mod tests {
         let ready = FromWorker::Ready { address: "127.0.0.1:41017".parse().unwrap() };
         assert_eq!(encode(&ready).unwrap(), [1, 0, 127, 0, 0, 1, 251, 57, 160]);
         assert_eq!(decode::<FromWorker>(&[1, 0, 127, 0, 0, 1, 251, 57, 160]).unwrap(), ready);
+    }
+
+    /// These bytes never change: workers that serve were built before whatever supervises them now.
+    #[test]
+    fn what_all_versions_understand_is_held_fast_for_good() {
+        let theirs = [0, 251, 0, 1, 3, b'z', b'a', b'i', 7, 0xff, 0xff, 0xff];
+        let greeting_256 = Greeting { version: 256, endpoint: "zai".parse().unwrap(), generation: 7 };
+        assert_eq!(greeting(&theirs), Some(greeting_256), "whatever stands behind it");
+        let hello = Hello {
+            version: VERSION,
+            endpoint: "zai".parse().unwrap(),
+            generation: 7,
+            identity: crate::process::own_identity().unwrap(),
+            build: "1".to_owned(),
+            serving: None,
+        };
+        let payload = encode(&FromWorker::Hello(hello)).unwrap();
+        assert_eq!(payload[..7], [0, 3, 3, b'z', b'a', b'i', 7]);
+        assert_eq!(greeting(&payload).map(|greeting| greeting.version), Some(VERSION));
+        assert_eq!(greeting(&encode(&FromWorker::Drained).unwrap()), None);
+        assert_eq!(greeting(&[0, 3, 3, b'z']), None);
+        assert_eq!(encode(&ToWorker::Drain { deadline_ms: 600_000 }).unwrap(), [1, 252, 192, 39, 9, 0]);
+        let mut framed = BytesMut::new();
+        WorkerCodec::default().encode(FromWorker::Drained, &mut framed).unwrap();
+        assert_eq!(framed, [0, 0, 0, 1, 5][..]);
     }
 
     #[test]

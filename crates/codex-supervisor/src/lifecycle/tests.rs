@@ -336,7 +336,7 @@ fn an_orphan_is_adopted_or_ended_before_anything_is_started() {
     bench.lifecycle.want(Wanted::Serve);
     assert_eq!(bench.commands(), []);
     assert_eq!(bench.lifecycle.phase(), Phase::Starting);
-    bench.lifecycle.adopted(bench.now, 7, true);
+    bench.lifecycle.adopted(bench.now, 7, Fit::Fits);
     assert_eq!(bench.commands(), [Command::Probe { generation: 7 }]);
     assert_eq!(bench.lifecycle.phase(), Phase::Serving(7));
 
@@ -356,7 +356,7 @@ fn an_orphan_with_other_settings_serves_until_its_successor_does() {
     bench.lifecycle.orphan(bench.now, 7, false);
     bench.lifecycle.orphan(bench.now, 6, true);
     bench.lifecycle.want(Wanted::Serve);
-    bench.lifecycle.adopted(bench.now, 7, false);
+    bench.lifecycle.adopted(bench.now, 7, Fit::Outdated);
     assert_eq!(bench.commands()[0], Command::Spawn { generation: 8 });
     assert_eq!(bench.lifecycle.phase(), Phase::Serving(7));
     bench.ready(8);
@@ -376,7 +376,7 @@ fn of_two_orphans_that_both_fit_the_newer_goes_on() {
         bench.lifecycle.want(Wanted::Serve);
         let mut commands = Vec::new();
         for generation in order {
-            bench.lifecycle.adopted(bench.now, generation, true);
+            bench.lifecycle.adopted(bench.now, generation, Fit::Fits);
             commands.extend(bench.commands());
         }
         assert!(commands.contains(&Command::Drain { generation: 7, within: HANDOVER_WITHIN }), "{commands:?}");

@@ -14,9 +14,7 @@ use std::time::{Duration, Instant};
 use codex_control::EndpointId;
 use codex_control::endpoint::Endpoint;
 use codex_control::incident::{self, Observation};
-use codex_control::ipc::{
-    self, Assignment, Counters, FromWorker, Hello, Problem, RequestOutcome, RequestReport, ToWorker,
-};
+use codex_control::ipc::{self, Assignment, Counters, FromWorker, Problem, RequestOutcome, RequestReport, ToWorker};
 use codex_control::process::Process;
 use codex_control::report;
 use codex_control::rpc::{EndpointDetail, EndpointState, EndpointStatus};
@@ -32,8 +30,8 @@ use crate::backoff::Crashes;
 use crate::clock::unix_ms;
 use crate::configuration::Planned;
 use crate::database::usage;
-use crate::event::{Connected, Event, WorkerId};
-use crate::lifecycle::{Command, End, HANDOVER_WITHIN, KillReason, Lifecycle, Phase, Wanted};
+use crate::event::{Connected, Event, Introduction, WorkerId};
+use crate::lifecycle::{Command, End, Fit, HANDOVER_WITHIN, KillReason, Lifecycle, Phase, Wanted};
 use crate::memory::{Memory, Trend};
 use crate::ports::{self, BindError};
 use crate::probe::{self, ProbeError};
@@ -70,6 +68,8 @@ pub(super) struct Managed {
     has_moved: bool,
     port_trouble: Option<PortTrouble>,
     program_problem: Option<Problem>,
+    /// The worker program that turned out to be of another version than we are.
+    refused_program: Option<ProgramFile>,
     stand_in: Option<StandIn>,
     workers: BTreeMap<u64, Worker>,
     last_exit: Option<String>,
@@ -106,11 +106,28 @@ struct Worker {
     has_settled: bool,
     memory_bytes: Option<u64>,
     trend: Trend,
-    /// Whether it is known to be ours.
-    is_proven: bool,
+    known: Known,
     /// Whether it is being moved into a scope of its own.
     is_moving: bool,
     killed: Option<KillReason>,
+}
+
+impl Worker {
+    fn is_proven(&self) -> bool {
+        self.known != Known::Presumed
+    }
+}
+
+/// What is known of a worker's process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// It looks like one of ours.
+    Presumed,
+    /// It is ours.
+    Ours,
+    /// The same, and it speaks another version: when it has dialled in it understands that it is to drain, and nothing
+    /// else.
+    OursOfOtherVersion,
 }
 
 struct Connection {
@@ -133,6 +150,7 @@ impl Managed {
             has_moved: false,
             port_trouble: None,
             program_problem: None,
+            refused_program: None,
             stand_in: None,
             workers: BTreeMap::new(),
             last_exit: None,
@@ -189,7 +207,7 @@ impl Managed {
                 has_settled: false,
                 memory_bytes: None,
                 trend: Trend::default(),
-                is_proven,
+                known: if is_proven { Known::Ours } else { Known::Presumed },
                 is_moving: false,
                 killed: None,
             },
@@ -199,6 +217,17 @@ impl Managed {
             self.set_apart(entry.generation, services);
         }
         services.registry_is_outdated = true;
+    }
+
+    /// Whether there is a worker of this number.
+    pub(super) fn knows(&self, generation: u64) -> bool {
+        self.workers.contains_key(&generation)
+    }
+
+    /// Whether the worker of this number is the process `pid`, or another that is proven to be ours.
+    pub(super) fn expects(&self, generation: u64, pid: u32) -> bool {
+        let known = self.workers.get(&generation);
+        known.is_some_and(|worker| worker.is_proven() || worker.process.identity().pid == pid)
     }
 
     /// Has a worker moved into a scope of its own, where there is a service manager.
@@ -510,7 +539,7 @@ impl Managed {
 
     fn carry_out(&mut self, command: Command, services: &mut Services, now: Instant) {
         if let Command::Terminate { generation } | Command::Kill { generation, .. } = command
-            && self.workers.get(&generation).is_some_and(|worker| !worker.is_proven)
+            && self.workers.get(&generation).is_some_and(|worker| !worker.is_proven())
         {
             warn!(endpoint = %self.id, generation, "a process that looked like a worker of ours did not report");
             self.workers.remove(&generation);
@@ -573,6 +602,10 @@ impl Managed {
             self.program_problem = Some(problem);
             return self.lifecycle.unspawned(generation, now + RETRY_INTERVAL);
         }
+        if self.refused_program.is_some() && self.refused_program == program_of(services) {
+            return self.lifecycle.unspawned(generation, now + RETRY_INTERVAL);
+        }
+        self.refused_program = None;
         self.program_problem = None;
         // Before the worker is there, so that nothing more is taken away from it.
         self.stand_in = None;
@@ -614,7 +647,7 @@ impl Managed {
                 has_settled: false,
                 memory_bytes: None,
                 trend: Trend::default(),
-                is_proven: true,
+                known: Known::Ours,
                 is_moving: false,
                 killed: None,
             },
@@ -674,12 +707,16 @@ impl Managed {
     fn drain(&mut self, generation: u64, within: Duration) {
         info!(endpoint = %self.id, generation, within_s = within.as_secs(), "a worker is to end");
         let deadline_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
-        let told = self
-            .workers
-            .get(&generation)
-            .and_then(|worker| worker.connection.as_ref())
+        let Some(worker) = self.workers.get(&generation) else { return };
+        let told = worker
+            .connection
+            .as_ref()
             .is_some_and(|connection| connection.outbox.try_send(ToWorker::Drain { deadline_ms }).is_ok());
-        if !told {
+        if !told && worker.known == Known::OursOfOtherVersion {
+            // It waits for a first word that it understands, gives up on it now and then, and dials again at once: then
+            // it is told. TERM would leave its answers a few seconds.
+            debug!(endpoint = %self.id, generation, "a worker of another version is told when it dials in");
+        } else if !told {
             // It has not dialled in yet, or does not read: TERM means the same to it.
             self.signal(generation, Signal::TERM);
         }
@@ -689,7 +726,7 @@ impl Managed {
         let Some(worker) = self.workers.get(&generation) else {
             return;
         };
-        if !worker.is_proven {
+        if !worker.is_proven() {
             return debug!(endpoint = %self.id, generation, "what is not proven to be ours is not signalled");
         }
         match worker.process.signal(signal) {
@@ -701,7 +738,7 @@ impl Managed {
 
     /// Kills every worker, ready or not.
     pub(super) fn kill_all(&mut self) {
-        for worker in self.workers.values().filter(|worker| worker.is_proven) {
+        for worker in self.workers.values().filter(|worker| worker.is_proven()) {
             warn!(endpoint = %self.id, worker_pid = worker.process.identity().pid, "killing a worker: no more time");
             // One that has ended already is what this is for.
             let _ = worker.process.signal(Signal::KILL);
@@ -710,21 +747,28 @@ impl Managed {
 
     /// A process says that it is one of our workers.
     pub(super) fn connected(&mut self, connected: Connected, services: &mut Services, now: Instant) {
-        let Connected { hello, peer_pid, listener, connection, outbox } = connected;
-        let (generation, worker_pid) = (hello.generation, hello.identity.pid);
+        let (generation, peer_pid) = (connected.worker.generation, connected.peer_pid);
         let is_ours = self.workers.get(&generation).is_some_and(|worker| {
-            *worker.process.identity() == hello.identity && peer_pid.is_none_or(|pid| pid == hello.identity.pid)
+            let own = worker.process.identity();
+            match &connected.hello {
+                Introduction::Hello(hello) => *own == hello.identity && peer_pid.is_none_or(|pid| pid == own.pid),
+                // As long as it has not ended, its number is nobody else's.
+                Introduction::Other { .. } => peer_pid == Some(own.pid) && !worker.process.has_ended(),
+            }
         });
         if !is_ours {
-            warn!(endpoint = %self.id, worker_pid, generation, "an unknown process says it is a worker");
+            warn!(endpoint = %self.id, worker_pid = peer_pid, generation, "an unknown process says it is a worker");
             return;
         }
-        if hello.version != ipc::VERSION {
-            error!(endpoint = %self.id, worker_pid, version = hello.version, "the worker program is of another version; install both programs together");
-            self.last_exit = Some("it is of another version than the supervisor".to_owned());
-            self.signal(generation, Signal::TERM);
-            return;
-        }
+        let Connected { hello, listener, connection, outbox, .. } = connected;
+        let connection = Connection { number: connection, outbox };
+        let hello = match hello {
+            Introduction::Hello(hello) => hello,
+            Introduction::Other { version } => {
+                return self.connected_of_other_version(generation, version, connection, listener, services, now);
+            }
+        };
+        let worker_pid = hello.identity.pid;
         if hello.build != services.own.build {
             info!(endpoint = %self.id, worker_pid, build = hello.build, "a worker of another build");
         }
@@ -735,8 +779,9 @@ impl Managed {
             return;
         };
         // The kernel says who it is, and it knows what only our worker does: where to report.
-        worker.is_proven = true;
-        worker.connection = Some(Connection { number: connection, outbox: outbox.clone() });
+        worker.known = Known::Ours;
+        let outbox = connection.outbox.clone();
+        worker.connection = Some(connection);
         let endpoint = worker.endpoint.clone().or_else(|| self.planned.resolved.clone().ok());
         if is_leaving {
             return self.drain(generation, self.lifecycle.time_left(now, generation));
@@ -758,18 +803,80 @@ impl Managed {
             }
         }
         if is_orphan {
-            self.adopt(&hello, listener, services, now);
+            let fit = if hello.build == services.own.build { Fit::Fits } else { Fit::Outdated };
+            self.adopt(generation, listener, hello.serving, fit, services, now);
         } else if hello.serving.is_some() {
             self.lifecycle.ready(now, generation); // it had been told what to serve before its connection broke
         }
     }
 
-    /// Takes over a worker of an earlier supervisor, with the listener it serves.
-    fn adopt(&mut self, hello: &Hello, listener: Option<OwnedFd>, services: &mut Services, now: Instant) {
-        let (generation, worker_pid) = (hello.generation, hello.identity.pid);
-        let brought = listener.and_then(listening).filter(|(_, address)| Some(*address) == hello.serving);
+    /// A worker of ours that speaks another version has said so. One of an earlier supervisor serves on, until there is
+    /// another and it can be told to drain. One that we have started serves nothing, and so does the program it runs.
+    fn connected_of_other_version(
+        &mut self,
+        generation: u64,
+        version: u16,
+        connection: Connection,
+        listener: Option<OwnedFd>,
+        services: &mut Services,
+        now: Instant,
+    ) {
+        let is_leaving = self.lifecycle.is_leaving(generation);
+        let is_orphan = self.lifecycle.is_orphan(generation);
+        let Some(worker) = self.workers.get_mut(&generation) else { return };
+        let worker_pid = worker.process.identity().pid;
+        worker.known = Known::OursOfOtherVersion;
+        worker.connection = Some(connection);
+        let is_started_by_us = worker.endpoint.is_some();
+        if is_leaving {
+            return self.drain(generation, self.lifecycle.time_left(now, generation));
+        }
+        if is_orphan {
+            info!(endpoint = %self.id, worker_pid, generation, version, "a worker of another version is to be replaced");
+            // Where it serves is not understood; the listener it has brought tells.
+            let serving = listener.as_ref().and_then(|listener| listener.try_clone().ok()).and_then(listening);
+            let serving = serving.map_or(worker.address, |(_, address)| address);
+            return self.adopt(generation, listener, Some(serving), Fit::Mute, services, now);
+        }
+        if is_started_by_us {
+            self.refuse_program(generation, version, services, now);
+        }
+    }
+
+    /// What the worker program says is not understood: no start of it will help, and none is a crash.
+    fn refuse_program(&mut self, generation: u64, version: u16, services: &Services, now: Instant) {
+        let program = services.worker_program.display();
+        error!(endpoint = %self.id, generation, version, "the worker program is of another version than the supervisor");
+        self.program_problem = Some(Problem {
+            message: format!("the worker program `{program}` is of another version than the supervisor that runs"),
+            hint: Some("`codexctl restart`; if that does not help, install both programs together".to_owned()),
+        });
+        self.refused_program = program_of(services);
+        self.lifecycle.unspawned(generation, now + RETRY_INTERVAL);
+        self.signal(generation, Signal::KILL); // it has nothing to end in order
+    }
+
+    /// Whether a worker of an earlier supervisor serves what is to be served now.
+    fn serves_what_is_planned(&self, generation: u64, services: &Services) -> bool {
+        let Ok(endpoint) = &self.planned.resolved else { return false };
+        let fingerprint = self.fingerprint_of(endpoint, services);
+        self.workers.get(&generation).is_some_and(|worker| worker.fingerprint == fingerprint)
+    }
+
+    /// Takes over a worker of an earlier supervisor, with the listener it serves. `fit`: if it serves the right thing.
+    fn adopt(
+        &mut self,
+        generation: u64,
+        listener: Option<OwnedFd>,
+        serving: Option<SocketAddr>,
+        fit: Fit,
+        services: &mut Services,
+        now: Instant,
+    ) {
+        let worker_pid = self.workers.get(&generation).map(|worker| worker.process.identity().pid);
+        let brought = listener.and_then(listening).filter(|(_, address)| Some(*address) == serving);
         match (brought, self.address) {
-            (_, Some(own)) if Some(own) == hello.serving => {} // we have the listener already
+            (_, Some(own)) if Some(own) == serving => {} // we have the listener already
             (Some((listener, address)), None) => {
                 services.store.keep(&self.id, &listener);
                 self.listener = Some(listener);
@@ -781,18 +888,11 @@ impl Managed {
                 return;
             }
         }
-        let fits = match &self.planned.resolved {
-            Ok(endpoint) => {
-                hello.build == services.own.build
-                    && self
-                        .workers
-                        .get(&generation)
-                        .is_some_and(|worker| worker.fingerprint == self.fingerprint_of(endpoint, services))
-            }
-            Err(_) => false,
-        };
-        info!(endpoint = %self.id, worker_pid, generation, fits, "adopted a worker");
-        self.lifecycle.adopted(now, generation, fits);
+        // What it is to serve includes where, which may be known only now.
+        let is_outdated = fit == Fit::Fits && !self.serves_what_is_planned(generation, services);
+        let fit = if is_outdated { Fit::Outdated } else { fit };
+        info!(endpoint = %self.id, worker_pid, generation, ?fit, "adopted a worker");
+        self.lifecycle.adopted(now, generation, fit);
         services.registry_is_outdated = true;
         let message = format!("the running worker of `{}` was taken over", self.id);
         services.announcer.tell(
@@ -869,7 +969,11 @@ impl Managed {
     }
 
     /// A worker's process has ended.
-    pub(super) fn ended(&mut self, generation: u64, exit: Exit, services: &mut Services, now: Instant) {
+    pub(super) fn ended(&mut self, generation: u64, pid: u32, exit: Exit, services: &mut Services, now: Instant) {
+        // Not one that was only taken for it.
+        if self.workers.get(&generation).is_none_or(|worker| worker.process.identity().pid != pid) {
+            return;
+        }
         let Some(worker) = self.workers.remove(&generation) else {
             return;
         };
@@ -1169,8 +1273,11 @@ impl Managed {
     }
 }
 
+/// Which file a program is: device, inode, size, time of its last change.
+type ProgramFile = (u64, u64, u64, i64, i64);
+
 /// Which file the worker program is. Another one in its place is another program, whatever it says of itself.
-fn program_of(services: &Services) -> Option<(u64, u64, u64, i64, i64)> {
+fn program_of(services: &Services) -> Option<ProgramFile> {
     let file = std::fs::metadata(&services.worker_program).ok()?;
     Some((file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()))
 }

@@ -1,11 +1,12 @@
-//! What earlier runs have left: listeners with the service manager, living workers in the registry.
+//! What earlier runs have left: listeners with the service manager, living workers, in the registry or not.
 //!
 //! Nothing is believed without proof. An entry of the registry means a process only if a process with exactly that
 //! identity lives; it is adopted when it dials in and hands over its listener, and ended when it does not.
 //!
-//! Without a registry that can be used, processes that run our worker program and were told our socket are *presumed* to
-//! be ours: nothing is started beside them, and whoever of them dials in is adopted. They are not signalled before that,
-//! and forgotten if they do not.
+//! The registry may also not be there, be damaged, or be older than the latest worker, because it could not be written.
+//! So processes that run our worker program and were told our socket, and are not in it, are *presumed* to be ours:
+//! nothing is started beside them, and whoever of them dials in is adopted. They are not signalled before that, and
+//! forgotten if they do not.
 
 use std::net::Ipv4Addr;
 use std::time::Instant;
@@ -18,6 +19,7 @@ use super::Supervisor;
 use super::managed::Managed;
 use crate::clock::unix_ms;
 use crate::configuration::Planned;
+use crate::event::WorkerId;
 use crate::systemd::Inherited;
 use crate::worker;
 use codex_control::registry::{Loaded, Registry, WorkerEntry};
@@ -32,12 +34,21 @@ impl Supervisor {
                 None => self.services.store.forget(&id),
             }
         }
+        if let Loaded::Good(left) = Registry::load(&self.services.paths.left_sessions()) {
+            self.recover_sessions(left.sessions);
+            self.has_left_sessions = true;
+            self.services.registry_is_outdated = true;
+        }
         let registry = match Registry::load(&self.services.paths.registry()) {
             Loaded::Good(registry) => registry,
-            Loaded::Absent => return self.presume(now),
+            Loaded::Absent => {
+                self.presume(now);
+                return;
+            }
             Loaded::Damaged(reason) => {
                 warn!(reason, "the registry of an earlier supervisor cannot be used, looking for workers");
-                return self.presume(now);
+                self.presume(now);
+                return;
             }
         };
         self.recover_sessions(registry.sessions);
@@ -57,27 +68,59 @@ impl Supervisor {
                 n_gone += 1;
             }
         }
-        if n_gone > 0 {
-            let detail = format!("{n_gone} of its workers have ended while there was no supervisor");
-            self.services.see(Signal::new(Observation::RegistryStale).value(n_gone).detail(detail));
+        let n_unknown = self.presume(now);
+        if n_gone + n_unknown > 0 {
+            let mut parts = Vec::new();
+            if n_gone > 0 {
+                parts.push(format!("{n_gone} of its workers have ended while there was no supervisor"));
+            }
+            if n_unknown > 0 {
+                parts.push(format!("{n_unknown} workers that run are not in it"));
+            }
+            let stale = Signal::new(Observation::RegistryStale).value(n_gone + n_unknown);
+            self.services.see(stale.detail(parts.join(", ")));
         }
     }
 
-    /// Looks for workers that nobody has written down.
-    fn presume(&mut self, now: Instant) {
+    /// Looks for workers that nobody has written down; says how many there are.
+    fn presume(&mut self, now: Instant) -> u64 {
+        let mut n_found = 0;
         for (worker, process) in worker::presumed(&self.services.worker_program, &self.services.paths.worker_socket()) {
-            let port = self.services.ports.decided(&worker.endpoint, Port::Auto).unwrap_or(0);
-            let entry = WorkerEntry {
-                endpoint: worker.endpoint,
-                generation: worker.generation,
-                identity: process.identity().clone(),
-                address: (Ipv4Addr::LOCALHOST, port).into(),
-                started_at_ms: unix_ms(),
-                leaving: false,
-                // Fits nothing: it may serve older settings, and is replaced without a stream being cut.
-                fingerprint: String::new(),
-            };
+            if self.endpoints.get(&worker.endpoint).is_some_and(|managed| managed.knows(worker.generation)) {
+                continue; // written down; or it looks like one that is
+            }
+            warn!(endpoint = %worker.endpoint, worker_pid = process.identity().pid, "a worker that is not written down");
+            n_found += 1;
+            let entry = self.presumed_entry(worker, &process);
             self.recover_worker(&entry, process, false, now);
+        }
+        n_found
+    }
+
+    /// A process has said that it is a worker that nobody knows of. If it runs our worker program and was told our
+    /// socket, it is one that an earlier supervisor has started and not written down, and that was not seen when we
+    /// looked: from now on it is waited for like the others.
+    pub(super) fn presume_one(&mut self, id: &WorkerId, pid: u32, now: Instant) {
+        let (program, socket) = (&self.services.worker_program, self.services.paths.worker_socket());
+        let found = worker::presumed_at(pid, program, &socket).filter(|(found, _)| found == id);
+        if let Some((worker, process)) = found {
+            warn!(endpoint = %id.endpoint, worker_pid = pid, "a worker that is not written down");
+            let entry = self.presumed_entry(worker, &process);
+            self.recover_worker(&entry, process, false, now);
+        }
+    }
+
+    fn presumed_entry(&self, worker: WorkerId, process: &Process) -> WorkerEntry {
+        let port = self.services.ports.decided(&worker.endpoint, Port::Auto).unwrap_or(0);
+        WorkerEntry {
+            endpoint: worker.endpoint,
+            generation: worker.generation,
+            identity: process.identity().clone(),
+            address: (Ipv4Addr::LOCALHOST, port).into(),
+            started_at_ms: unix_ms(),
+            leaving: false,
+            // Fits nothing: it may serve older settings, and is replaced without a stream being cut.
+            fingerprint: String::new(),
         }
     }
 

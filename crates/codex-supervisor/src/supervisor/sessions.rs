@@ -129,6 +129,12 @@ impl Sessions {
         self.watched.values().any(|watched| watched.is_ending)
     }
 
+    /// The sessions that use `endpoint`.
+    pub(super) fn of_endpoint<'s>(&'s self, endpoint: &'s EndpointId) -> impl Iterator<Item = &'s SessionId> {
+        let uses_it = |(_, watched): &(&SessionId, &Watched)| watched.session.endpoint.as_ref() == Some(endpoint);
+        self.watched.iter().filter(uses_it).map(|(id, _)| id)
+    }
+
     /// Processes of all sessions, for a look at their memory.
     pub(super) fn pids(&self) -> impl Iterator<Item = u32> {
         self.watched.values().flat_map(|watched| watched.members.iter().map(|member| member.pid))
@@ -237,7 +243,9 @@ impl Supervisor {
     /// Takes over what an earlier supervisor had watched.
     pub(super) fn recover_sessions(&mut self, entries: Vec<SessionEntry>) {
         for entry in entries {
-            self.watch_session(entry, false);
+            if !self.sessions.watched.contains_key(&entry.session.id) {
+                self.watch_session(entry, false);
+            }
         }
     }
 

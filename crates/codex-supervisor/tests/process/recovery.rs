@@ -82,6 +82,51 @@ fn a_restart_that_is_asked_for_cuts_nothing_and_changes_to_other_programs() {
 }
 
 #[test]
+fn a_worker_of_another_version_is_replaced_and_cuts_nothing() {
+    let home = Home::new(&endpoint("a", "name = \"of other version\""));
+    let supervisor = home.start();
+    let address = supervisor.wake("a");
+    let old = supervisor.worker("a");
+    let stream = BufReader::new(begin(address, "/outlast/50").unwrap());
+    supervisor.kill();
+    assert!(get(address, "/health").unwrap().ends_with("generation 1\n"), "it serves without a supervisor");
+    let supervisor = home.start();
+    supervisor
+        .wait_for_endpoint("a", "the next worker", |status| status["generation"] == 2 && status["state"] == "running");
+    assert_eq!(supervisor.wake("a"), address);
+    // It has been told to drain; another supervisor on top of that changes nothing.
+    wait_for("the drain", || home.log("supervisor").contains("a worker is to end").then_some(()));
+    supervisor.kill();
+    let supervisor = home.start();
+    let lines: Vec<String> = stream.lines().map(Result::unwrap).collect();
+    assert!(lines.last().unwrap().ends_with("of generation 1, the end"), "{lines:?}");
+    wait_for("the end of the first", || old.has_ended().then_some(()));
+    // The second speaks another version to its next supervisor, too.
+    supervisor
+        .wait_for_endpoint("a", "the third worker", |status| status["generation"] == 3 && status["state"] == "running");
+    let log = home.log("supervisor");
+    assert!(!log.contains("sending TERM") && !log.contains("killing a worker"), "none has to be forced");
+    assert_eq!(supervisor.endpoint("a")["restarts_total"], 0);
+    supervisor.stop();
+}
+
+#[test]
+fn a_worker_program_of_another_version_is_no_crash() {
+    let home = Home::new(&endpoint("other-version", ""));
+    let supervisor = home.start();
+    let status = supervisor.wait_for_state("other-version", "broken");
+    let message = status["problem"]["message"].as_str().unwrap();
+    assert!(message.ends_with("codex-worker` is of another version than the supervisor that runs"), "{message}");
+    let n_started = || home.log("other-version").matches("stand-in started").count();
+    assert_eq!((n_started(), &status["restarts_total"]), (1, &json!(0)));
+    // The program is not tried again, another one in its place is.
+    home.replace_worker();
+    wait_for("the other program to be tried", || (n_started() == 2).then_some(()));
+    supervisor.wait_for_state("other-version", "broken");
+    supervisor.stop();
+}
+
+#[test]
 fn changed_settings_replace_an_adopted_worker_by_hand_over() {
     let home = Home::new(&(endpoint("a", "") + &endpoint("gone", "")));
     let supervisor = home.start();
@@ -168,4 +213,59 @@ fn a_registry_that_names_a_stranger_harms_nobody() {
     assert_eq!(bystander.try_wait().unwrap(), None, "the bystander lives");
     bystander.kill().unwrap();
     bystander.wait().unwrap();
+}
+
+#[test]
+fn a_worker_that_is_not_written_down_is_found_and_not_doubled() {
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    let address = supervisor.wake("a");
+    let first = supervisor.worker("a");
+    let path = home.runtime("registry.json");
+    let older = std::fs::read(&path).unwrap();
+    supervisor.call("endpoint.restart", json!({ "id": "a" }));
+    supervisor
+        .wait_for_endpoint("a", "the next worker", |status| status["generation"] == 2 && status["state"] == "running");
+    wait_for("the end of the first", || first.has_ended().then_some(()));
+    let stream = BufReader::new(begin(address, "/outlast/20").unwrap());
+    supervisor.kill();
+    // As if nothing could be written since.
+    std::fs::write(&path, older).unwrap();
+    let supervisor = home.start();
+    // Nobody knows what it serves, so another one takes its place, and it ends its stream.
+    supervisor
+        .wait_for_endpoint("a", "the next worker", |status| status["generation"] == 3 && status["state"] == "running");
+    assert_eq!(supervisor.wake("a"), address);
+    let last = stream.lines().map(Result::unwrap).last().unwrap();
+    assert!(last.ends_with("of generation 2, the end"), "{last}");
+    wait_for("one worker to be left", || (home.processes().len() == 2).then_some(()));
+    supervisor.stop();
+}
+
+#[test]
+fn a_registry_that_cannot_be_written_is_tried_again() {
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    supervisor.wake("a");
+    let first = supervisor.worker("a");
+    let path = home.runtime("registry.json");
+    std::fs::remove_file(&path).unwrap();
+    // Nothing can be renamed over a folder that is not empty, whoever tries.
+    std::fs::create_dir_all(path.join("in the way")).unwrap();
+    supervisor.call("endpoint.restart", json!({ "id": "a" }));
+    wait_for("the failure", || home.log("supervisor").contains("the registry cannot be written").then_some(()));
+    supervisor
+        .wait_for_endpoint("a", "the next worker", |status| status["generation"] == 2 && status["state"] == "running");
+    let pid = supervisor.worker("a").identity().pid;
+    // The last change there is.
+    wait_for("the end of the first", || first.has_ended().then_some(()));
+    wait_for("its end to be known", || home.log("supervisor").contains("a worker ended").then_some(()));
+    std::fs::remove_dir_all(&path).unwrap();
+    let registry = wait_for("the registry", || match Registry::load(&path) {
+        Loaded::Good(registry) => Some(registry),
+        Loaded::Absent | Loaded::Damaged(_) => None,
+    });
+    assert!(registry.workers.iter().any(|worker| worker.identity.pid == pid), "{registry:?}");
+    assert_eq!(home.log("supervisor").matches("the registry cannot be written").count(), 1, "told once");
+    supervisor.stop();
 }
