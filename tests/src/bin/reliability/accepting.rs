@@ -2,7 +2,7 @@
 //!
 //! A worker accepts while its runtime waits for connections: the kernel tells which files a process waits for
 //! (`/proc/PID/fdinfo`, epoll), and the listener is a worker's standard input. One that starts has the listener and does
-//! not wait for it yet, one that drains no longer does.
+//! not wait for it yet, one that drains no longer does. One that is stopped by a signal takes nothing either.
 //!
 //! Looks are not made at one moment. So the first workers of a look are looked at again after the last: a worker that
 //! accepts before and after another one was seen to accept did so beside it, since none begins twice.
@@ -212,6 +212,9 @@ impl Worker {
             let epolls = files.map(|file| file.path()).filter(is_epoll);
             self.epolls = epolls.filter_map(|path| Some(process.join("fdinfo").join(path.file_name()?))).collect();
         }
+        if is_stopped(&process) {
+            return false;
+        }
         // `tfd:        9 events: 80000019 data:  1000001  pos:0 ino:3039 sdev:8`
         let waits_for_listener = |path: &PathBuf| {
             let told = fs::read_to_string(path).unwrap_or_default();
@@ -219,6 +222,13 @@ impl Worker {
         };
         self.epolls.iter().any(waits_for_listener)
     }
+}
+
+/// Whether a process was stopped by a signal: it waits for connections, and takes none.
+fn is_stopped(process: &Path) -> bool {
+    // The state stands behind the name, which may hold anything: `5120 (codex-worker) T 1 …`.
+    let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 't']))
 }
 
 /// The generation of a process, if it runs `program` for `endpoint`.
