@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
 use codex_control::endpoint::{Endpoint, ModelFacts, model_facts, own_facts};
+use codex_control::tables::Tables;
 use codex_control::{files, report};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
@@ -147,9 +148,7 @@ impl Models {
     /// What is known about `model`: the tables first, then what the provider's list says.
     pub(crate) fn facts(&self, worker: &Worker, model: &str) -> ModelFacts {
         let mut facts = model_facts(&worker.endpoint, &worker.tables, model);
-        let is_described = worker.tables.model(model).is_some_and(|row| row.context_window.is_some())
-            || own_facts(&worker.endpoint, model).is_some();
-        if !is_described
+        if !is_described(&worker.endpoint, &worker.tables, model)
             && let Some(window) = self
                 .fetched()
                 .models
@@ -350,10 +349,14 @@ fn write_cache(path: &std::path::Path, models: &[Fetchable]) {
     }
 }
 
+/// Whether the settings or the tables speak of `model`: then the provider's list has no say.
+fn is_described(endpoint: &Endpoint, tables: &Tables, model: &str) -> bool {
+    tables.model(model).is_some_and(|row| row.context_window.is_some()) || own_facts(endpoint, model).is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use codex_control::settings::Settings;
-    use codex_control::tables::Tables;
 
     use super::*;
 
@@ -384,6 +387,15 @@ mod tests {
         );
         assert_eq!(resolve("", "anything"), Ok("anything".into()), "the provider knows its models best");
         assert!(resolve("", "").unwrap_err().contains("default_model"));
+    }
+
+    #[test]
+    fn what_the_settings_say_of_models_by_the_beginning_of_their_name_counts() {
+        let own = endpoint("[[endpoint.model]]\nid = \"house-*\"\ncontext_window = 5000\n");
+        let tables = Tables::embedded();
+        for (model, expected) in [("house-7b", true), ("house-", true), ("glm-4.7", true), ("other", false)] {
+            assert_eq!(is_described(&own, &tables, model), expected, "{model}");
+        }
     }
 
     #[test]
