@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 
 /// What a decoder holds at most beside what it counts: a template, what cannot be told yet, empty slots.
-const UNCOUNTED_BYTES_MAX: usize = 256 << 10;
+const UNCOUNTED_BYTES_MAX: usize = 64 << 10;
 
 /// Everything that is allocated. A new field has to be thought about here.
 fn allocated_bytes(decoder: &Decoder) -> usize {
