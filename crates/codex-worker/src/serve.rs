@@ -13,6 +13,7 @@ use codex_control::descriptors;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -38,6 +39,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(2);
 /// Time the last bytes of ended streams get to leave, beyond the drain's own deadline.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+/// Room for a request in the kernel, of a connection: with what the kernel begins with, 64 KiB, a client that sends a long
+/// conversation and we wake each other for every piece of it. Beyond the machine's own limit (`net.core.rmem_max`) the
+/// kernel gives less.
+const RECEIVE_BUFFER_BYTES: usize = 1024 * 1024;
 
 /// Begins once and is seen by everyone who holds a clone: stop accepting, end by the deadline.
 #[derive(Clone)]
@@ -110,6 +115,7 @@ pub(crate) fn listener(address: Option<SocketAddr>) -> anyhow::Result<StdListene
 
 /// Accepts and serves until `drain` begins, then until the last connection has ended or the deadline has passed.
 pub(crate) async fn run(worker: Arc<Worker>, listener: TcpListener, drain: Drain) {
+    prepare(&listener);
     let door = Arc::new(Door::new(worker.endpoint.limits.connections_max, descriptors::raise_limit()));
     let connections = TaskTracker::new();
     loop {
@@ -142,6 +148,16 @@ pub(crate) async fn run(worker: Arc<Worker>, listener: TcpListener, drain: Drain
     }
 }
 
+/// What each connection takes over from its listener.
+fn prepare(listener: &TcpListener) {
+    // Without it the kernel holds small events back for the client's acknowledgement, up to 40 ms each.
+    let prepared = sockopt::set_tcp_nodelay(listener, true)
+        .and_then(|()| sockopt::set_socket_recv_buffer_size(listener, RECEIVE_BUFFER_BYTES));
+    if let Err(error) = prepared {
+        tracing::warn!(%error, "connections are not as fast as they could be");
+    }
+}
+
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
@@ -150,10 +166,6 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 async fn connection(worker: Arc<Worker>, door: &Door, stream: TcpStream, drain: Drain) {
     let _present = worker.metrics.connection();
     let visitor = door.admit();
-    // Without it the kernel holds small events back for the client's acknowledgement, up to 40 ms each.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "no TCP_NODELAY");
-    }
     let (has_asked, first_request) = (AtomicBool::new(false), Notify::new());
     let service = service_fn(|request| {
         if !has_asked.swap(true, Relaxed) {
@@ -231,6 +243,19 @@ pub(crate) async fn until_served(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_accepted_sends_at_once_and_has_room_for_a_request() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        prepare(&listener);
+        let connecting = TcpStream::connect(listener.local_addr().unwrap());
+        let (connected, accepted) = tokio::join!(connecting, listener.accept());
+        let accepted = accepted.unwrap().0;
+        assert!(accepted.nodelay().unwrap());
+        let room = |stream: &TcpStream| sockopt::socket_recv_buffer_size(stream).unwrap();
+        // What is asked for is a machine's to grant; all grant more than they begin with.
+        assert!(room(&accepted) > room(&connected.unwrap()), "{}", room(&accepted));
+    }
 
     #[tokio::test]
     async fn a_worker_that_no_longer_accepts_ends() {
