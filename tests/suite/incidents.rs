@@ -29,6 +29,11 @@ fn expert(steps: impl Into<Vec<Step>>) -> FakeProvider {
 
 /// A home whose endpoint `expert` is asked, and further endpoints without a provider.
 fn home_with(expert: &FakeProvider, others: &[&str]) -> SandboxHome {
+    home_with_rules(expert, others, "")
+}
+
+/// The same with rules of the person's own.
+fn home_with_rules(expert: &FakeProvider, others: &[&str], rules: &str) -> SandboxHome {
     let home = SandboxHome::new();
     let mut settings = format!("[monitor]\nai_endpoint = \"expert\"\n\n{}", endpoint_of("expert", expert));
     for id in others {
@@ -39,6 +44,7 @@ fn home_with(expert: &FakeProvider, others: &[&str]) -> SandboxHome {
         settings.push_str(&section);
     }
     home.write_settings(&settings);
+    fs::write(home.paths().config_folder().join("rules.toml"), rules).expect("the folder is ours");
     home.store_key("expert", PROVIDER_KEY);
     home.start();
     for id in others.iter().copied().chain(["expert"]) {
@@ -207,6 +213,182 @@ fn an_ai_that_is_down_leads_to_an_alert() {
     let home = home_with(&provider, &["a"]);
     drop(provider);
     asks_in_vain(&home, "");
+}
+
+/// A command that is refused with this message.
+fn is_refused(home: &SandboxHome, arguments: &[&str], code: i32, message: &str) {
+    let output = home.ctl(arguments);
+    assert!(
+        output.code() == code && output.stderr.contains(message),
+        "{arguments:?}: {} {}",
+        output.code(),
+        output.stderr
+    );
+}
+
+#[test]
+fn the_monitor_is_shown_and_set() {
+    let home = home_with(&expert([Step::text("{}")]), &[]);
+    let settings = || fs::read_to_string(home.paths().settings()).expect("there are settings");
+    home.write_settings(&settings().replace("[monitor]", "# mine\n[monitor]"));
+    let shown = home.ctl(&["monitor", "show"]).ok();
+    assert!(shown.starts_with("monitoring is ON, 0 incidents open\n"), "{shown}");
+    assert!(shown.contains("scripted on `expert`") && shown.contains("$0.00 of $2.00 (0 questions"), "{shown}");
+    let off = home.ctl(&["monitor", "off"]).ok();
+    assert!(off.starts_with("monitoring is OFF"), "{off}");
+    assert!(settings().contains("# mine") && settings().contains("enabled = false"), "{}", settings());
+    assert!(!monitor(&home).settings.enabled);
+    assert!(home.ctl(&["monitor", "on"]).ok().starts_with("monitoring is ON"));
+    let set = home.ctl(&["monitor", "set", "ai_budget_cents", "500", "--json"]).ok();
+    let set: MonitorStatus = serde_json::from_str(&set).expect("it has the agreed shape");
+    assert_eq!(set.settings.ai_budget_cents, 500);
+    assert!(home.ctl(&["monitor", "set", "ai_budget_cents"]).ok().contains("of $2.00"), "removed: the default holds");
+    assert!(home.ctl(&["monitor", "set", "tier3_enabled", "false"]).ok().contains("nobody: `tier3_enabled` is off"));
+    is_refused(&home, &["monitor", "set", "tier4_enabled", "true"], 1, "tier4_enabled");
+    is_refused(&home, &["monitor", "set", "notification_level", "loud"], 1, "loud");
+    is_refused(&home, &["monitor", "set"], 2, "KEY");
+    assert!(settings().contains("# mine"), "{}", settings());
+}
+
+#[test]
+fn tables_are_shown_and_checked_with_what_has_become_of_them() {
+    let home = home_with(&expert([Step::text("{}")]), &["a"]);
+    report(&home, "dsml-name-mismatch", "a");
+    report(&home, "upstream-server-error", "a");
+    report(&home, "upstream-good", "a");
+    incident(&home, "a", "the worker's own attempt to be seen", |incident| incident.state == IncidentState::Resolved);
+    let rules = home.ctl(&["rules"]).ok();
+    let line = |text: &str, of: &str| {
+        let line = text.lines().find(|line| line.split_whitespace().next() == Some(of)).map(str::to_owned);
+        line.unwrap_or_else(|| panic!("{of} in {text}"))
+    };
+    assert!(line(&rules, "proxy_health_fail").contains("restart_proxy"), "{rules}");
+    assert!(line(&rules, "stream_reset").contains("worker unwell"), "{rules}");
+    assert!(line(&rules, "upstream_502_503").ends_with("1     1"), "done once, helped once: {rules}");
+    let json: Value = serde_json::from_str(&home.ctl(&["rules", "--json"]).ok()).expect("JSON");
+    assert!(json["rules"].as_array().expect("a list").len() > 30, "{json:#}");
+    assert_eq!(json["counts"]["upstream_502_503"]["helped"], 1, "{json:#}");
+
+    let faults = home.ctl(&["faults"]).ok();
+    assert_eq!(faults.lines().count(), 1 + Fault::ALL.len(), "{faults}");
+    assert!(line(&faults, "B2").ends_with('1') && line(&faults, "A1").ends_with('0'), "{faults}");
+    let json: Value = serde_json::from_str(&home.ctl(&["faults", "--json"]).ok()).expect("JSON");
+    assert_eq!(json["faults"][0]["id"], "A1", "{json:#}");
+
+    assert!(home.ctl(&["rules", "check"]).ok().ends_with("and all other tables are sound\n"));
+    let folder = home.paths().config_folder().to_owned();
+    let rule = "[[rule]]\nid = 'mine'\nfault = 'B1'\ndo = ['ignore', 'alert_user']\n";
+    fs::write(folder.join("rules.toml"), rule).expect("the folder is ours");
+    is_refused(&home, &["rules", "check"], 1, "rules.toml: `mine`: `do`: `ignore` and `diagnose` stand alone");
+    fs::write(folder.join("rules.toml"), rule.replace("'ignore', ", "")).expect("the folder is ours");
+    fs::write(folder.join("patterns.toml"), "[[pattern]]\nid = 3\n").expect("the folder is ours");
+    is_refused(&home, &["rules", "check"], 1, "patterns.toml:2:6: ");
+}
+
+#[test]
+fn actions_are_listed_cancelled_and_taken_back() {
+    // One that asks first waits as long as this takes.
+    let rule =
+        "[[rule]]\nid = 'schema_content_type_array'\nfault = 'E1'\ndo = ['delete_provider_caps']\nmode = 'ask'\n";
+    let home = home_with_rules(&expert([Step::text("{}")]), &["a"], rule);
+    assert_eq!(home.ctl(&["actions"]).ok(), "nothing is being done, and nothing stands that was\n");
+    let action = |what: &str, fits: &dyn Fn(&Value) -> bool| {
+        until(what, LONG, || {
+            let lines: Value = serde_json::from_str(&home.ctl(&["actions", "list", "--json"]).ok()).expect("JSON");
+            lines.as_array().expect("a list").iter().find(|line| fits(line)).cloned()
+        })
+    };
+    let id = |line: &Value| line["attempt"]["id"].to_string();
+
+    report(&home, "facts-corrupt", "a");
+    let waits = action("the question", &|line| line["attempt"]["state"] == "asked");
+    let listed = home.ctl(&["actions"]).ok();
+    assert!(listed.contains("waits for your yes") && listed.contains("delete_provider_caps"), "{listed}");
+    let cancelled = home.ctl(&["actions", "cancel", &id(&waits)]).ok();
+    assert_eq!(cancelled, "cancelled: delete_provider_caps on `a`\n");
+    is_refused(&home, &["actions", "cancel", &id(&waits)], 1, "was cancelled already");
+    is_refused(&home, &["actions", "cancel", "4711"], 1, "there is no action 4711 that waits or stands");
+
+    report(&home, "upstream-timed-out", "a");
+    let stands = action("the timeouts to be raised", &|line| line["stands"] == true);
+    assert_eq!(stands["attempt"]["then"], "increase_timeout", "{stands:#}");
+    assert!(home.ctl(&["actions"]).ok().contains("stands, for "));
+    let status = home.ctl(&["endpoint", "show", "a", "--json"]).ok();
+    assert!(status.contains("\"timeout_raises\":1"), "{status}");
+    let taken_back = home.ctl(&["actions", "cancel", &id(&stands)]).ok();
+    assert!(taken_back.starts_with("taken back: ") && taken_back.ends_with(" on `a`\n"), "{taken_back}");
+    let status = home.ctl(&["endpoint", "show", "a", "--json"]).ok();
+    assert!(!status.contains("timeout_raises"), "{status}");
+}
+
+#[test]
+fn a_log_is_played_with_the_rules_in_force_and_with_others() {
+    let home = home_with(&expert([Step::text("{}")]), &["a"]);
+    let signal = |at_ms: u64, what: &str| {
+        json!({ "at_ms": at_ms, "signal": { "what": what, "endpoint": "zai" } }).to_string() + "\n"
+    };
+    let log = [
+        signal(1_000, "upstream-unauthorized"),
+        signal(2_000, "upstream-good"),
+        signal(90_000, "upstream-server-error"),
+        signal(91_000, "upstream-good"),
+    ];
+    home.write("work/signals.jsonl", &log.concat());
+    home.write(
+        "work/mine.toml",
+        "[[rule]]\nid = 'upstream_401_403'\nfault = 'B3'\ndo = ['alert_user']\nmode = 'off'\n",
+    );
+    let log = home.path("work/signals.jsonl");
+    let simulate = |more: &[&str]| {
+        let mut arguments = vec!["incidents", "simulate", log.to_str().expect("UTF-8")];
+        arguments.extend(more);
+        home.ctl(&arguments)
+    };
+    let rules = home.path("work/mine.toml");
+    let with = ["--rules", rules.to_str().expect("UTF-8")];
+    let played = simulate(&[]).ok();
+    assert!(played.starts_with("4 signals: 2 incidents, 1 notice, 0 questions to an AI\n"), "{played}");
+    assert!(played.contains("retry_with_backoff (Tier 1)") && played.contains("you would be told: "), "{played}");
+    let played = simulate(&with).ok();
+    assert!(played.starts_with("4 signals: 1 incident, 0 notices, 0 questions to an AI\n"), "{played}");
+    let listed = home.ctl(&["incidents"]).ok();
+    assert!(listed.starts_with("nothing went wrong"), "nothing of it has happened: {listed}");
+
+    home.write("work/mine.toml", "[[rule]]\nid = 'upstream_401_403'\nfault = 'B3'\ndo = []\n");
+    let refused = simulate(&with);
+    assert!(refused.code() == 1 && refused.stderr.contains("`do` must name 1 to 2 actions"), "{}", refused.stderr);
+    home.write("work/signals.jsonl", &(signal(1, "upstream-good") + "{}\n"));
+    let refused = simulate(&[]);
+    assert!(refused.code() == 1 && refused.stderr.contains("signals.jsonl:2: "), "{}", refused.stderr);
+    assert!(refused.stderr.contains("hint: each line is like"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_report_of_incidents_is_whole_in_each_form() {
+    let home = home_with(&expert([Step::text("{}")]), &["a"]);
+    let none = home.ctl(&["incidents", "export"]).ok();
+    assert_eq!(none, "# Incidents in the last 7 days\n\nNone.\n");
+    home.rpc(
+        "incident.report",
+        json!({ "what": "upstream-tls-failed", "endpoint": "a", "detail": "it says ```` here" }),
+    )
+    .expect("the report is taken");
+    let told = incident(&home, "a", "the alert", |incident| incident.state == IncidentState::Alerted);
+    let report = home.ctl(&["incidents", "export", "--since", "all"]).ok();
+    assert!(report.contains("`a`: A6 ") && report.contains("you were told"), "{report}");
+    assert_eq!(
+        report.lines().filter(|line| line.starts_with("`````")).count(),
+        2,
+        "a fence that nothing ends: {report}"
+    );
+    let json: Vec<Incident> =
+        serde_json::from_str(&home.ctl(&["incidents", "export", "--format", "json"]).ok()).expect("incidents");
+    assert_eq!(json.iter().map(|incident| incident.id).collect::<Vec<_>>(), [told.id]);
+    assert_eq!(json[0].timeline, told.timeline, "whole");
+    let store: Value =
+        serde_json::from_str(&home.ctl(&["incidents", "export", "--format", "store"]).ok()).expect("JSON");
+    assert_eq!((&store["version"], &store["cost_usd"]), (&json!(1), &json!(0.0)), "{store:#}");
+    is_refused(&home, &["incidents", "export", "--format", "html"], 2, "html");
 }
 
 /// A key that says of itself when it ends.

@@ -39,7 +39,13 @@ pub(crate) fn simulate(
         Some(path) => {
             let path = Path::new(path);
             let bytes = read(path, RULES_BYTES_MAX)?;
-            IncidentTables::with_rules(path, &bytes).map_err(|error| (report::chain(&error), error.hint()))?
+            let tables =
+                IncidentTables::with_rules(path, &bytes).map_err(|error| (report::chain(&error), error.hint()))?;
+            // What would be refused when it is in force says nothing when it is played.
+            if let Some(problem) = tables.check().first() {
+                return Err((format!("`{}`: {problem}", path.display()), None));
+            }
+            tables
         }
         None => in_force,
     };
