@@ -114,7 +114,7 @@ impl Hinted for LockError {
 /// Takes the lock at `path` and writes our pid into it.
 ///
 /// # Errors
-/// [`LockError::Held`] at once if a supervisor has it, after [`LEFT_BEHIND_WITHIN`] if who has taken it has ended, and
+/// [`LockError::Held`] at once if a supervisor has it, after `LEFT_BEHIND_WITHIN` if who has taken it has ended, and
 /// after [`cleanup::WITHIN`] if somebody cleans up.
 pub fn take(path: &Path, purpose: Purpose) -> Result<Lock, LockError> {
     let asked_at = Instant::now();

@@ -60,12 +60,13 @@ fn main() -> ExitCode {
     let result = match words.next().as_deref().and_then(OsStr::to_str) {
         Some(daemon::DETACH) => daemon::detach(&environment).map(|()| ExitCode::SUCCESS),
         Some(session::APART) => Err(session::become_apart(words)),
-        _ => return command(environment),
+        _ => return typed(environment),
     };
     ended(result, Output { json: false })
 }
 
-fn command(environment: Environment) -> ExitCode {
+/// What a person has typed.
+fn typed(environment: Environment) -> ExitCode {
     let arguments = Arguments::parse();
     let output = Output { json: arguments.json };
     ended(run(environment, output, arguments.command), output)
