@@ -163,6 +163,8 @@ fn ask(worker: &Worker, number: usize) -> Result<(), String> {
     let body = json!({
         "model": "scripted",
         "stream": true,
+        // As Codex says it. Answers that are kept would fill their own bounded room all the while.
+        "store": false,
         "input": [
             { "type": "message", "role": "user", "content": [{ "type": "input_text", "text": "Begin." }] },
             { "type": "function_call", "call_id": "call_00000001", "name": "exec_command", "arguments": "{\"cmd\":\"cat a\"}" },
