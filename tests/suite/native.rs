@@ -119,6 +119,21 @@ fn an_answer_in_one_piece_is_for_who_asked_for_it_so_and_becomes_events_for_who_
     assert!(metrics.contains("worker_output_tokens_total{endpoint=\"responses\"} 9\n"), "{metrics}");
 }
 
+/// What comes before a stream begins has a bound of its own, and is none of an answer.
+#[test]
+fn a_long_answer_in_one_piece_is_no_endless_beginning() {
+    let whole = response("resp_1", &[message(&"long ".repeat(2 << 20))]);
+    let provider = provider({
+        let whole = whole.clone();
+        move |_| (200, whole.clone())
+    });
+    let home = SandboxHome::new();
+    let worker = worker(&home, provider);
+    let answer = worker.ask(&json!({ "model": "scripted", "stream": false, "input": "Go." }).to_string()).unwrap();
+    assert_eq!(answer.status, 200, "{:.500}", answer.text());
+    assert!(answer.text() == whole, "{} bytes instead of {}", answer.body.len(), whole.len());
+}
+
 #[test]
 fn a_failure_in_one_piece_is_not_seen() {
     let n_asked = Mutex::new(0);

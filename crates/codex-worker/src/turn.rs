@@ -292,12 +292,12 @@ impl Sheet {
     /// Reads what has arrived: something visible, a failure, or neither yet.
     fn feed(&mut self, data: &[u8]) -> Option<Result<Relay, Failure>> {
         if let Some((sniffer, head)) = &mut self.native {
-            if head.len() + data.len() > WHOLE_ANSWER_BYTES_MAX {
-                return Some(Err(too_large()));
-            }
             head.extend_from_slice(data);
             let progress = sniffer.feed(data);
             if !progress.visible && !progress.finished {
+                if sniffer.is_body() {
+                    return (head.len() > WHOLE_ANSWER_BYTES_MAX).then(|| Err(too_large()));
+                }
                 // Nothing but signs of life, for ever.
                 let message = || format!("more than {NATIVE_HEAD_BYTES_MAX} bytes came before the answer began");
                 let is_endless = head.len() > NATIVE_HEAD_BYTES_MAX;
