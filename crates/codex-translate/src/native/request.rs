@@ -218,12 +218,12 @@ fn read(item: Raw<'_>, target: &Target) -> Carried {
     let kind = item.get("type").and_then(Raw::as_str).unwrap_or(Str::EMPTY);
     let is_compaction = mark::is_compacted(kind);
     if state.escaped().starts_with(sealed::PREFIX) {
-        return match compaction::summary(item, target) {
-            Some(summary) if is_compaction => Carried::InWords(compaction::labelled(&summary)),
+        if is_compaction {
             // A summary that does not open is as unreadable to this provider as it is to us.
-            _ if is_compaction || kind.is("reasoning") => Carried::Not,
-            _ => Carried::AsItIs,
-        };
+            let summary = compaction::summary(item, target);
+            return summary.map_or(Carried::Not, |summary| Carried::InWords(compaction::labelled(&summary)));
+        }
+        return if kind.is("reasoning") { Carried::Not } else { Carried::AsItIs };
     }
     match target.refuses(&state.decode()) {
         true if is_compaction => Carried::InWords(stand_in::LOST_SUMMARY_NOTE.to_owned()),
