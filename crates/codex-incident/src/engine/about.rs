@@ -82,13 +82,7 @@ impl About {
                 return Some(Signal { value: Some(lately), limit: Some(usual), detail, ..follows(O::LatencyRising) });
             }
             O::ToolCallGood => self.good_at = Some(now),
-            O::UpstreamServerError
-            | O::UpstreamUnauthorized
-            | O::UpstreamQuotaSpent
-            | O::UpstreamUpgradeRequired
-            | O::UpstreamBadRequest
-            | O::UpstreamOverloaded
-            | O::UpstreamBlocked => self.last_status = signal.value,
+            what if has_status(what) => self.last_status = signal.value,
             O::UpstreamRateLimited => self.last_status = Some(429),
             _ => {}
         }
@@ -135,6 +129,21 @@ impl About {
     pub(super) fn n_recent(&self, now: Millis, what: &[Observation]) -> usize {
         self.recent_errors(now).filter(|(_, seen, _)| what.contains(seen)).count()
     }
+}
+
+/// Whether the value of such a signal is an HTTP status.
+pub(super) fn has_status(what: Observation) -> bool {
+    use Observation as O;
+    matches!(
+        what,
+        O::UpstreamServerError
+            | O::UpstreamUnauthorized
+            | O::UpstreamQuotaSpent
+            | O::UpstreamUpgradeRequired
+            | O::UpstreamBadRequest
+            | O::UpstreamOverloaded
+            | O::UpstreamBlocked
+    )
 }
 
 /// The signal within its bounds.

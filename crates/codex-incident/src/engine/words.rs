@@ -6,7 +6,7 @@ use codex_control::incident::{Incident, Millis, Observation, STEPS_MAX, Signal, 
 use codex_control::redact;
 use codex_control::tables::incident::{FaultRow, Rule, is_tag};
 
-use super::about::About;
+use super::about::{self, About};
 use crate::patterns::CIRCUMSTANCES;
 
 /// The states of HTTP that providers use for errors, and that a fix may depend on.
@@ -81,18 +81,7 @@ fn circumstances(row: Option<&FaultRow>, signal: &Signal, about: Option<&About>)
 
 /// The HTTP status a signal speaks of; of a rare one only its class, so that a provider cannot make up many.
 fn status(signal: &Signal) -> Option<String> {
-    use Observation as O;
-    let speaks_of_one = matches!(
-        signal.what,
-        O::UpstreamServerError
-            | O::UpstreamUnauthorized
-            | O::UpstreamQuotaSpent
-            | O::UpstreamUpgradeRequired
-            | O::UpstreamBadRequest
-            | O::UpstreamOverloaded
-            | O::UpstreamBlocked
-    );
-    match signal.value.filter(|_| speaks_of_one)? {
+    match signal.value.filter(|_| about::has_status(signal.what))? {
         status if COMMON_STATUS.contains(&status) => Some(format!("http_{status}")),
         400..500 => Some("http_4xx".to_owned()),
         500..600 => Some("http_5xx".to_owned()),
