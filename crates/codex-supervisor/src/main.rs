@@ -20,6 +20,7 @@
 //! | [`database`] | `state.db`: usage and incidents |
 //! | [`standing`] | what actions have changed about endpoints, over the settings |
 //! | [`stopped`] | what is remembered: the person's stops |
+//! | [`remembered`] | the small files of these |
 //! | [`systemd`], [`log`], [`clock`] | the service manager, log files, the time |
 
 mod announce;
@@ -40,6 +41,7 @@ mod log;
 mod memory;
 mod ports;
 mod probe;
+mod remembered;
 mod scope;
 mod stand_in;
 mod standing;

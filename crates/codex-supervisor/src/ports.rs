@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use codex_control::EndpointId;
-use codex_control::files::{self, FileError};
+use codex_control::files::FileError;
 use codex_control::settings::{ENDPOINTS_MAX, Port};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
-use tracing::{info, warn};
+
+use crate::remembered::Remembered;
 
 /// Connections that may wait while no worker accepts: a restart takes milliseconds, a hand-over none.
 const BACKLOG: i32 = 1024;
@@ -30,10 +31,7 @@ const FILE_BYTES_MAX: u64 = 256 * 1024;
 /// Which port each endpoint has.
 #[derive(Debug)]
 pub(crate) struct Ports {
-    path: PathBuf,
-    remembered: BTreeMap<EndpointId, u16>,
-    /// Whether the file says something else.
-    is_unwritten: bool,
+    remembered: Remembered<BTreeMap<EndpointId, u16>>,
 }
 
 /// Why an endpoint has no listener.
@@ -59,18 +57,7 @@ pub(crate) enum BindError {
 impl Ports {
     /// Reads what was remembered. A file that cannot be used counts as empty: new ports are chosen.
     pub(crate) fn load(path: &Path) -> Self {
-        let remembered = match files::read_bounded(path, FILE_BYTES_MAX) {
-            Ok(None) => BTreeMap::new(),
-            Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                warn!(path = %path.display(), %error, "remembered ports cannot be read, choosing new ones");
-                BTreeMap::new()
-            }),
-            Err(error) => {
-                warn!(%error, "remembered ports cannot be read, choosing new ones");
-                BTreeMap::new()
-            }
-        };
-        Self { path: path.to_owned(), remembered, is_unwritten: false }
+        Self { remembered: Remembered::load(path, FILE_BYTES_MAX, "new ports are chosen") }
     }
 
     /// The port `id` is to have, if that is decided already.
@@ -97,30 +84,23 @@ impl Ports {
 
     /// Keeps `number` for `id`, e.g. for a listener that was taken over.
     pub(crate) fn remember(&mut self, id: &EndpointId, number: u16) -> Result<(), FileError> {
-        if self.remembered.insert(id.clone(), number) == Some(number) && !self.is_unwritten {
+        let is_known = self.remembered.value_mut().insert(id.clone(), number) == Some(number);
+        if is_known && !self.remembered.is_unwritten() {
             return Ok(());
         }
-        while self.remembered.len() > REMEMBERED_MAX {
-            let Some(other) = self.remembered.keys().find(|other| *other != id).cloned() else {
+        let remembered = self.remembered.value_mut();
+        while remembered.len() > REMEMBERED_MAX {
+            let Some(other) = remembered.keys().find(|other| *other != id).cloned() else {
                 break;
             };
-            self.remembered.remove(&other);
+            remembered.remove(&other);
         }
-        self.write()
+        self.remembered.write()
     }
 
     /// Tries again to write down what could not be.
     pub(crate) fn retry(&mut self) {
-        if self.is_unwritten && self.write().is_ok() {
-            info!(path = %self.path.display(), "ports are remembered again");
-        }
-    }
-
-    fn write(&mut self) -> Result<(), FileError> {
-        let text = serde_json::to_vec_pretty(&self.remembered).unwrap_or_default();
-        let written = files::write_atomically(&self.path, &text, files::PRIVATE_FILE_MODE);
-        self.is_unwritten = written.is_err();
-        written
+        self.remembered.retry();
     }
 
     fn listen_somewhere(&self) -> Result<TcpListener, BindError> {

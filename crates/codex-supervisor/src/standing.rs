@@ -2,11 +2,11 @@
 //! timeouts. The person's settings stay as they are; these lie over them, and are remembered over restarts.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use codex_control::EndpointId;
 use codex_control::endpoint::Endpoint;
-use codex_control::files::{self, FileError, PRIVATE_FILE_MODE};
+use codex_control::files::FileError;
 use codex_control::incident::{ActionId, Millis};
 use codex_control::ipc::Problem;
 use codex_control::rpc::StandingChange;
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::configuration::Planned;
+use crate::remembered::Remembered;
 
 /// Largest memory file that is read.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -72,23 +73,13 @@ impl Change {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Standing {
-    path: PathBuf,
-    changes: BTreeMap<EndpointId, Change>,
+    changes: Remembered<BTreeMap<EndpointId, Change>>,
 }
 
 impl Standing {
     /// Reads what was remembered. A file that cannot be used counts as empty: everything is as the settings say.
     pub(crate) fn load(path: &Path) -> Self {
-        let read = files::read_bounded(path, FILE_BYTES_MAX).map_err(|error| error.to_string());
-        let parsed = read.and_then(|bytes| match bytes {
-            Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| error.to_string()),
-            None => Ok(BTreeMap::new()),
-        });
-        let changes = parsed.unwrap_or_else(|error| {
-            warn!(path = %path.display(), error, "standing changes cannot be read, the settings hold");
-            BTreeMap::new()
-        });
-        Self { path: path.to_owned(), changes }
+        Self { changes: Remembered::load(path, FILE_BYTES_MAX, "the settings hold") }
     }
 
     /// What stands for `id`.
@@ -126,7 +117,7 @@ impl Standing {
         if let Some(earlier) = earlier.filter(|earlier| !change.raised_by.contains(earlier)) {
             change.actions.retain(|by| *by != earlier);
         }
-        self.store()
+        self.changes.write()
     }
 
     /// Doubles the timeouts of `id`; says whether that was still possible.
@@ -142,30 +133,32 @@ impl Standing {
         let change = self.changed(id, action, now_ms);
         change.timeout_raises += 1;
         change.raised_by.push(action);
-        self.store().map(|()| true)
+        self.changes.write().map(|()| true)
     }
 
     /// Takes back what `action` has done; says for which endpoint, if it still stood. What other actions have done to
     /// it goes on standing.
     pub(crate) fn take_back(&mut self, action: ActionId) -> Result<Option<EndpointId>, FileError> {
-        let Some((id, change)) = self.changes.iter_mut().find(|(_, change)| change.actions.contains(&action)) else {
+        let Some((id, change)) =
+            self.changes.value_mut().iter_mut().find(|(_, change)| change.actions.contains(&action))
+        else {
             return Ok(None);
         };
         let id = id.clone();
         change.take_back(action);
         if change.is_nothing() {
-            self.changes.remove(&id);
+            self.changes.value_mut().remove(&id);
         }
-        self.store()?;
+        self.changes.write()?;
         Ok(Some(id))
     }
 
     /// Forgets endpoints that the settings do not name any more.
     pub(crate) fn keep_only(&mut self, plan: &[Planned]) {
         let n_before = self.changes.len();
-        self.changes.retain(|id, _| plan.iter().any(|planned| planned.settings.id == *id));
+        self.changes.value_mut().retain(|id, _| plan.iter().any(|planned| planned.settings.id == *id));
         if self.changes.len() != n_before
-            && let Err(error) = self.store()
+            && let Err(error) = self.changes.write()
         {
             warn!(%error, "standing changes of removed endpoints cannot be forgotten");
         }
@@ -191,7 +184,7 @@ impl Standing {
     }
 
     fn changed(&mut self, id: &EndpointId, action: ActionId, now_ms: Millis) -> &mut Change {
-        let change = self.changes.entry(id.clone()).or_default();
+        let change = self.changes.value_mut().entry(id.clone()).or_default();
         if change.actions.is_empty() {
             change.since_ms = now_ms;
         }
@@ -199,11 +192,6 @@ impl Standing {
             change.actions.push(action);
         }
         change
-    }
-
-    fn store(&self) -> Result<(), FileError> {
-        let text = serde_json::to_vec_pretty(&self.changes).unwrap_or_default();
-        files::write_atomically(&self.path, &text, PRIVATE_FILE_MODE)
     }
 }
 

@@ -1,11 +1,12 @@
 //! Which endpoints the person has stopped: remembered over restarts, since a stop that undoes itself is none.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use codex_control::EndpointId;
-use codex_control::files::{self, FileError};
-use tracing::{info, warn};
+use codex_control::files::FileError;
+
+use crate::remembered::Remembered;
 
 /// Largest memory file that is read.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -13,27 +14,13 @@ const FILE_BYTES_MAX: u64 = 64 * 1024;
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Stopped {
-    path: PathBuf,
-    ids: BTreeSet<EndpointId>,
-    /// Whether the file says something else.
-    is_unwritten: bool,
+    ids: Remembered<BTreeSet<EndpointId>>,
 }
 
 impl Stopped {
     /// Reads what was remembered. A file that cannot be used counts as empty: everything runs, as the settings say.
     pub(crate) fn load(path: &Path) -> Self {
-        let ids = match files::read_bounded(path, FILE_BYTES_MAX) {
-            Ok(None) => BTreeSet::new(),
-            Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                warn!(path = %path.display(), %error, "remembered stops cannot be read");
-                BTreeSet::new()
-            }),
-            Err(error) => {
-                warn!(%error, "remembered stops cannot be read");
-                BTreeSet::new()
-            }
-        };
-        Self { path: path.to_owned(), ids, is_unwritten: false }
+        Self { ids: Remembered::load(path, FILE_BYTES_MAX, "everything runs, as the settings say") }
     }
 
     /// Whether the person has stopped `id`.
@@ -51,22 +38,14 @@ impl Stopped {
     /// # Errors
     /// If it cannot be written down; it holds until the supervisor ends all the same, and is tried again.
     pub(crate) fn set(&mut self, id: &EndpointId, stopped: bool) -> Result<(), FileError> {
-        let changed = if stopped { self.ids.insert(id.clone()) } else { self.ids.remove(id) };
-        if changed || self.is_unwritten { self.write() } else { Ok(()) }
+        let ids = self.ids.value_mut();
+        let changed = if stopped { ids.insert(id.clone()) } else { ids.remove(id) };
+        if changed || self.ids.is_unwritten() { self.ids.write() } else { Ok(()) }
     }
 
     /// Tries again to write down what could not be.
     pub(crate) fn retry(&mut self) {
-        if self.is_unwritten && self.write().is_ok() {
-            info!(path = %self.path.display(), "stops are remembered again");
-        }
-    }
-
-    fn write(&mut self) -> Result<(), FileError> {
-        let text = serde_json::to_vec_pretty(&self.ids).unwrap_or_default();
-        let written = files::write_atomically(&self.path, &text, files::PRIVATE_FILE_MODE);
-        self.is_unwritten = written.is_err();
-        written
+        self.ids.retry();
     }
 }
 
