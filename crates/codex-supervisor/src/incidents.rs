@@ -267,7 +267,8 @@ impl Incidents {
         }
     }
 
-    fn is_awaited(&self) -> bool {
+    /// Whether what an earlier run has kept is still being read.
+    pub(crate) fn is_awaited(&self) -> bool {
         matches!(self.before, Before::Awaited(_))
     }
 

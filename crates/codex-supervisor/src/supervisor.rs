@@ -37,7 +37,7 @@ use crate::announce::{Announcer, Line};
 use crate::codex_config::{Addresses, Tender};
 use crate::configuration::{Configuration, Difference, Planned, differences};
 use crate::database::Database;
-use crate::event::{Event, Farewell, Queue, Signal};
+use crate::event::{Call, Event, Farewell, Queue, Signal};
 use crate::incidents::Incidents;
 use crate::lifecycle::{DRAIN_SLACK, TERMINATE_WITHIN};
 use crate::log::{self, LogLimits};
@@ -101,6 +101,8 @@ pub(crate) struct Supervisor {
     plan: Vec<Planned>,
     endpoints: BTreeMap<EndpointId, Managed>,
     waiters: Vec<Waiter>,
+    /// Calls about what the incident engine knows, while that is being read; one for each client at most.
+    held_calls: Vec<Call>,
     sessions: Sessions,
     memory: Memory,
     tender: Tender,
@@ -177,6 +179,7 @@ impl Supervisor {
             configuration,
             endpoints: BTreeMap::new(),
             waiters: Vec::new(),
+            held_calls: Vec::new(),
             sessions: Sessions::default(),
             memory: Memory::new(),
             tender: Tender::default(),
@@ -460,6 +463,7 @@ impl Supervisor {
     fn settle(&mut self, now: Instant) {
         self.endpoints.retain(|_, managed| managed.is_listed() || !managed.is_idle());
         self.send_waiters_away(now);
+        self.take_held_calls(now);
         self.mend(now);
         if self.services.registry_is_outdated && self.registry_retry_at.is_none_or(|at| now >= at) {
             self.write_registry(now);

@@ -64,10 +64,19 @@ const METHODS: [&str; 34] = [
     "events.subscribe",
 ];
 
+/// What is asked or said about things that the incident engine knows from an earlier run. While those are being read,
+/// an answer would be wrong, and what is said would be lost.
+const ABOUT_THE_KNOWN: [&str; 5] =
+    ["incident.store", "incident.import", "action.cancel", "action.approve", "monitor.show"];
+
 pub(super) type Answer = Result<Value, RpcError>;
 
 impl Supervisor {
     pub(super) fn call(&mut self, call: Call, now: Instant) {
+        if self.incidents.is_awaited() && ABOUT_THE_KNOWN.contains(&call.request.method.as_str()) {
+            self.held_calls.push(call);
+            return;
+        }
         let Call { request, answer } = call;
         debug!(method = request.method, "called");
         self.sample_memory(now);
@@ -88,6 +97,15 @@ impl Supervisor {
         let result = self.answer(&request.method, params, now);
         if answer.send(result).is_err() {
             debug!(method = request.method, "the caller has gone");
+        }
+    }
+
+    /// Calls that waited until it is known what an earlier run has kept, or that it will not be known in time.
+    pub(super) fn take_held_calls(&mut self, now: Instant) {
+        if !self.incidents.is_awaited() {
+            for call in std::mem::take(&mut self.held_calls) {
+                self.call(call, now);
+            }
         }
     }
 

@@ -148,6 +148,31 @@ fn a_database_that_answers_late_loses_nothing_and_takes_over_what_was_seen_meanw
 }
 
 #[test]
+fn what_is_said_before_the_database_is_open_is_not_lost() {
+    const ID: &str = "server_error+repeat_3x";
+    let home = Home::new(&endpoint("a", ""));
+    home.start().stop();
+    let other = Connection::open(home.state("state.db")).unwrap();
+    other.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
+    let supervisor = home.start();
+    let learned = json!({ "incidents": { ID: { "fix": "switch_provider", "success_count": 5, "fail_count": 1,
+        "last_seen": "2026-05-22T14:00:00Z" }}});
+    let mut client = supervisor.connect();
+    let line = json!({ "jsonrpc": "2.0", "id": 1, "method": "incident.import", "params": learned });
+    client.send(format!("{line}\n").as_bytes());
+    database(&supervisor); // others are answered meanwhile
+    drop(other);
+    let answer = client.receive().unwrap().expect("an answer");
+    assert_eq!(answer["result"]["patterns"], 1, "{answer:#}");
+    supervisor.stop();
+
+    let supervisor = home.start();
+    let known = supervisor.call("incident.store", Value::Null)["incidents"][ID].take();
+    assert_eq!((&known["success_count"], &known["fail_count"]), (&json!(5), &json!(1)), "{known:#}");
+    supervisor.stop();
+}
+
+#[test]
 fn what_was_learned_and_cannot_be_understood_is_put_aside_and_told() {
     let (home, before) = lived_in();
     let connection = Connection::open(home.state("state.db")).unwrap();
