@@ -254,7 +254,7 @@ impl Link {
                     // After a reconnection: what is served already.
                     Some(Ok(ToWorker::Assignment(_))) => continue,
                     Some(Ok(ToWorker::ForgetLearned)) => {
-                        let n_forgotten = self.worker.learned.begin_anew();
+                        let n_forgotten = self.worker.learned.begin_anew() + self.worker.states.forget_refused();
                         tracing::info!(n_forgotten, "what was learned about the provider is forgotten");
                         self.worker.looked_at_facts();
                         continue;

@@ -66,7 +66,9 @@ pub(crate) async fn answer(
         (Method::GET | Method::HEAD, "/monitoring") => answer::json(StatusCode::OK, &monitoring(worker)),
         (Method::DELETE, "/learned") => {
             let model = request.uri().query().and_then(|query| query.strip_prefix("model="));
-            answer::json(StatusCode::OK, &json!({"forgotten": worker.learned.forget(model)}))
+            // State belongs to conversations, which no model is known of.
+            let of_states = if model.is_none() { worker.states.forget_refused() } else { 0 };
+            answer::json(StatusCode::OK, &json!({"forgotten": worker.learned.forget(model) + of_states}))
         }
         (_, "/learned") => answer::method_not_allowed("DELETE"),
         // Codex asks here when its own web search is switched on; 400 is shown to the model as it is.

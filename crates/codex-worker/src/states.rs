@@ -104,6 +104,15 @@ impl States {
         }
     }
 
+    /// Forgets what it was seen to refuse; says how much that was.
+    pub(crate) fn forget_refused(&self) -> usize {
+        let n_forgotten = std::mem::take(&mut self.lock().refused).order.len();
+        if n_forgotten > 0 {
+            self.save();
+        }
+        n_forgotten
+    }
+
     /// Everything that it is known to refuse.
     pub(crate) fn all_refused(&self) -> Marks {
         Arc::clone(&self.lock().refused.marks)
@@ -172,6 +181,10 @@ mod tests {
         let again = States::load(file.clone());
         assert_eq!(*again.all_refused(), HashSet::from([mark(0)]));
         assert_eq!(again.suspects(&[mark(1), mark(2)], &HashSet::new()), [mark(2)]);
+        assert_eq!((again.forget_refused(), again.forget_refused()), (1, 0));
+        let anew = States::load(file.clone());
+        assert!(anew.all_refused().is_empty());
+        assert_eq!(anew.suspects(&[mark(1), mark(2)], &HashSet::new()), [mark(2)], "a history is still its own");
         std::fs::write(&file, "{").unwrap();
         assert!(States::load(file).all_refused().is_empty());
     }
