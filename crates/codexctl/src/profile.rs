@@ -14,6 +14,7 @@
 //! and are not part of it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use codex_control::settings::edit::{self, Edit};
 use codex_control::settings::{Settings, SettingsError};
@@ -103,16 +104,20 @@ impl Profile {
     }
 }
 
-/// Takes headers with secrets out of settings; gives the new text and what was taken out, as `endpoint.header`.
+/// Takes what holds secrets out of settings: headers, and what a base URL has beside a host and a path. Gives the new text
+/// and what was taken out, as `endpoint.header` and `endpoint.base_url`.
 ///
 /// # Errors
-/// When the settings are not valid, or a header stands where it cannot be taken out.
-pub(crate) fn without_secret_headers(text: &str) -> Result<(String, Vec<String>), SettingsError> {
-    let path = std::path::Path::new(SETTINGS);
-    let settings = Settings::parse(path, text.as_bytes())?;
+/// When the settings are not valid, or something stands where it cannot be taken out.
+pub(crate) fn without_secrets(text: &str) -> Result<(String, Vec<String>), SettingsError> {
+    let settings = Settings::parse(Path::new(SETTINGS), text.as_bytes())?;
     let mut text = text.to_owned();
     let mut taken_out = Vec::new();
     for endpoint in &settings.endpoint {
+        if let Some(plain) = endpoint.base_url.as_deref().and_then(without_secrets_in_url) {
+            text = replaced(&text, &endpoint.id, "base_url", Some(json!(plain).to_string()))?;
+            taken_out.push(format!("{}.base_url", endpoint.id));
+        }
         let kept: BTreeMap<&String, &String> =
             endpoint.headers.iter().filter(|(name, value)| !redact::is_secret_header(name, value)).collect();
         if kept.len() == endpoint.headers.len() {
@@ -124,16 +129,32 @@ pub(crate) fn without_secret_headers(text: &str) -> Result<(String, Vec<String>)
         let pairs: Vec<String> =
             kept.iter().map(|(name, value)| format!("{} = {}", json!(name), json!(value))).collect();
         let value = (!kept.is_empty()).then(|| format!("{{ {} }}", pairs.join(", ")));
-        let edit = Edit::Set { id: endpoint.id.clone(), key: "headers".to_owned(), value };
-        text = edit::apply(path, &text, &edit).map_err(|error| SettingsError::Invalid {
-            path: path.to_owned(),
-            line: 1,
-            column: 1,
-            message: format!("the headers of `{}` cannot be taken out: {error}", endpoint.id),
-            hint: None,
-        })?;
+        text = replaced(&text, &endpoint.id, "headers", value)?;
     }
     Ok((text, taken_out))
+}
+
+/// The settings with another value, a TOML expression, or none.
+fn replaced(text: &str, id: &EndpointId, key: &str, value: Option<String>) -> Result<String, SettingsError> {
+    let path = Path::new(SETTINGS);
+    let edit = Edit::Set { id: id.clone(), key: key.to_owned(), value };
+    edit::apply(path, text, &edit).map_err(|error| SettingsError::Invalid {
+        path: path.to_owned(),
+        line: 1,
+        column: 1,
+        message: format!("the `{key}` of `{id}` cannot be taken out: {error}"),
+        hint: None,
+    })
+}
+
+/// The URL without user name, password and query, where it has any. Such a URL is of no use here; a person may have
+/// typed it into the file all the same.
+fn without_secrets_in_url(url: &str) -> Option<String> {
+    let (url_without_query, query) = url.split_once(['?', '#']).map_or((url, None), |(url, query)| (url, Some(query)));
+    let (scheme, rest) = url_without_query.split_once("://").unwrap_or(("https", url_without_query));
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    (query.is_some() || host != authority).then(|| format!("{scheme}://{host}{path}"))
 }
 
 #[cfg(test)]
@@ -180,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_with_secrets_are_taken_out_and_nothing_else() {
+    fn what_holds_secrets_is_taken_out_and_nothing_else() {
         let text = "\
 # mine
 [[endpoint]]
@@ -192,15 +213,18 @@ headers = { cookie = \"c\" }
 [[endpoint]]
 id = \"c\"
 headers = { x-title = \"codex\" }
+base_url = \"https://me:word@host:8443/v1?key=k\"
 ";
-        let (kept, taken_out) = without_secret_headers(text).unwrap();
-        assert_eq!(taken_out, ["a.X-Api-Key", "a.x-plain", "b.cookie"]);
-        let settings = Settings::parse(std::path::Path::new("s"), kept.as_bytes()).unwrap();
+        let (kept, taken_out) = without_secrets(text).unwrap();
+        assert_eq!(taken_out, ["a.X-Api-Key", "a.x-plain", "b.cookie", "c.base_url"]);
+        let settings = Settings::parse(Path::new("s"), kept.as_bytes()).unwrap();
+        assert_eq!(settings.endpoint[2].base_url.as_deref(), Some("https://host:8443/v1"));
         let headers: Vec<Vec<&str>> =
             settings.endpoint.iter().map(|endpoint| endpoint.headers.keys().map(String::as_str).collect()).collect();
         assert_eq!(headers, [vec!["x-title"], vec![], vec!["x-title"]]);
         assert!(kept.starts_with("# mine\n"));
-        let untouched = "# mine\n[[endpoint]]\nid = \"c\"\nheaders = { x-title = \"codex\" }\n";
-        assert_eq!(without_secret_headers(untouched).unwrap(), (untouched.to_owned(), vec![]));
+        let untouched =
+            "# mine\n[[endpoint]]\nid = \"c\"\nheaders = { x-title = \"codex\" }\nbase_url = \"https://h/v1\"\n";
+        assert_eq!(without_secrets(untouched).unwrap(), (untouched.to_owned(), vec![]));
     }
 }

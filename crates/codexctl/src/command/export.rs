@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 
 use codex_control::credentials;
 use codex_control::files;
@@ -26,7 +27,7 @@ pub(crate) struct Arguments {
     /// Where to write it
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Add the stored keys, and headers that look like secrets
+    /// Add the stored keys, and what looks like secrets in the settings: in headers and in base URLs
     #[arg(long)]
     with_secrets: bool,
     /// Replace FILE if it exists
@@ -39,23 +40,10 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
     if profile.files.is_empty() {
         return Err(Failure::new("there are no settings to export").hint("`codexctl endpoint add` makes some"));
     }
-    let failed = |error: files::FileError| Failure::from_error(&error);
     let file = &arguments.file;
-    if arguments.force {
-        // Not over the old one, whose mode it would keep.
-        match fs::remove_file(file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Failure::new(format!("`{}` cannot be replaced: {error}", file.display())));
-            }
-            _ => {}
-        }
-    }
-    if !files::create_private_once(file, profile.write().expose().as_bytes()).map_err(failed)? {
-        return Err(Failure::new(format!("there is a file `{}` already", file.display()))
-            .hint("choose another name, or add `--force`"));
-    }
+    write(file, profile.write().expose().as_bytes(), arguments.force)?;
     let (names, keys): (Vec<&String>, Vec<_>) = (profile.files.keys().collect(), profile.secrets.keys().collect());
-    let done = json!({ "file": file, "files": names, "secrets_of": keys, "headers_left_out": taken_out });
+    let done = json!({ "file": file, "files": names, "secrets_of": keys, "left_out": taken_out });
     ctx.output.show(&done, || {
         let keys = match (arguments.with_secrets, profile.secrets.len()) {
             (true, n) => text::count(n, "key"),
@@ -65,13 +53,30 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
         format!("wrote {} (0600): {}; {keys}", file.display(), names.join(", "))
     })?;
     if !taken_out.is_empty() {
-        let message = format!("headers that look like secrets are left out: {}", taken_out.join(", "));
+        let message = format!("what looks like secrets is left out: {}", taken_out.join(", "));
         ctx.output.warn(&message, Some("`--with-secrets` adds them"));
     }
     Ok(())
 }
 
-/// What is to be written, and which headers are not.
+/// Writes the profile for its owner alone. What `force` replaces stays as it was if that fails.
+fn write(file: &Path, bytes: &[u8], force: bool) -> Result<(), Failure> {
+    let refused = |reason: String| Failure::new(format!("`{}` cannot be replaced: {reason}", file.display()));
+    if force && file.exists() {
+        // It would keep its mode.
+        fs::set_permissions(file, fs::Permissions::from_mode(files::PRIVATE_FILE_MODE))
+            .map_err(|error| refused(error.to_string()))?;
+        return files::write_atomically(file, bytes, files::PRIVATE_FILE_MODE)
+            .map_err(|error| Failure::from_error(&error));
+    }
+    if !files::create_private_once(file, bytes).map_err(|error| Failure::from_error(&error))? {
+        return Err(Failure::new(format!("there is a file `{}` already", file.display()))
+            .hint("choose another name, or add `--force`"));
+    }
+    Ok(())
+}
+
+/// What is to be written, and what of the settings is not.
 fn collect(ctx: &Context, with_secrets: bool) -> Result<(Profile, Vec<String>), Failure> {
     let mut profile = Profile::default();
     let mut taken_out = Vec::new();
@@ -86,7 +91,7 @@ fn collect(ctx: &Context, with_secrets: bool) -> Result<(Profile, Vec<String>), 
             profile.secrets = stored_keys(ctx, &settings)?;
             text
         } else {
-            let (text, names) = profile::without_secret_headers(&text).map_err(|error| Failure::from_hinted(&error))?;
+            let (text, names) = profile::without_secrets(&text).map_err(|error| Failure::from_hinted(&error))?;
             taken_out = names;
             text
         };

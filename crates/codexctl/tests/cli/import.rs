@@ -263,8 +263,7 @@ fn secrets_in_headers_stay_here_unless_wanted() {
     let file = home.root().join("out.json");
     let ended = home.run(&["export", file.to_str().unwrap()]);
     ended.succeeded();
-    let warning =
-        "warning: headers that look like secrets are left out: box.x-api-key\n  hint: `--with-secrets` adds them\n";
+    let warning = "warning: what looks like secrets is left out: box.x-api-key\n  hint: `--with-secrets` adds them\n";
     assert_eq!(ended.stderr, warning);
     let written = fs::read_to_string(&file).unwrap();
     assert!(!written.contains("made-up") && written.contains("x-title"), "{written}");
