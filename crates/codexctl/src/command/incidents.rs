@@ -99,10 +99,11 @@ pub(super) fn fault_name(incident: &Incident, tables: &IncidentTables) -> String
     }
 }
 
-/// What was done last: `restart_proxy (Tier 1)`.
+/// What was done last: `restart_proxy (Tier 1)`. Where nothing could be done, that the person was told.
 pub(super) fn done(incident: &Incident) -> String {
     let Some(last) = incident.attempts.iter().rfind(|attempt| attempt.state != AttemptState::Superseded) else {
-        return String::new();
+        let is_told = incident.state == IncidentState::Alerted;
+        return if is_told { "you were told" } else { "" }.to_owned();
     };
     let then = last.then.map(|then| format!(", {then}")).unwrap_or_default();
     let earlier = match incident.attempts.len() - 1 {
