@@ -1,6 +1,6 @@
 //! What earlier runs have left: processes that nobody needs any more are ended, files that mean nothing are removed.
 //!
-//! Processes: only those in the registry, each proven to be the one that was written down, and only those that nobody
+//! Processes: only those in the registry and among the sessions that a stop has left, each proven to be the one that was written down, and only those that nobody
 //! needs: workers without a supervisor that no Codex uses, and what a session has left whose Codex and launcher are
 //! gone. Meanwhile nobody supervises ([`single`]): a supervisor that starts waits, and beside one that runs all processes
 //! are its own business. Files: sockets on which nobody listens and pid files of nobody, of ours and of Codex Desktop, in the places
@@ -95,9 +95,21 @@ pub fn clean_up(paths: &Paths, dry_run: bool) -> Cleaned {
             return cleaned;
         }
     };
+    // What a stop has left is a file of its own, until the next supervisor has read it.
+    let left = match Registry::load(&paths.left_sessions()) {
+        Loaded::Good(left) => Some(left),
+        Loaded::Absent | Loaded::Damaged(_) => None,
+    };
     match Registry::load(&paths.registry()) {
-        Loaded::Good(registry) => processes(&registry, &order, dry_run, items),
-        Loaded::Absent => {}
+        Loaded::Good(mut registry) => {
+            let is_new =
+                |entry: &SessionEntry| registry.sessions.iter().all(|known| known.session.id != entry.session.id);
+            let more: Vec<SessionEntry> =
+                left.into_iter().flat_map(|left| left.sessions).filter(|entry| is_new(entry)).collect();
+            registry.sessions.extend(more);
+            processes(&registry, &order, dry_run, items);
+        }
+        Loaded::Absent => left.iter().for_each(|left| processes(left, &order, dry_run, items)),
         Loaded::Damaged(reason) => cleaned.hindrance = Some(Hindrance::Damaged(reason)),
     }
     // A supervisor that starts listens on its sockets a moment after it has made them.
@@ -186,7 +198,8 @@ fn processes(registry: &Registry, order: &Order, dry_run: bool, items: &mut Vec<
         }
         let left = left_by(entry);
         if !left.is_empty() {
-            let what = format!("{} processes that Codex ({}) has left", left.len(), session.id);
+            let noun = if left.len() == 1 { "process" } else { "processes" };
+            let what = format!("{} {noun} that Codex ({}) has left", left.len(), session.id);
             let kept =
                 supervisor.as_ref().filter(|_| !is_by_us).map(|supervisor| format!("{supervisor} and ends them"));
             if kept.is_none() {

@@ -32,11 +32,16 @@ impl Stray {
     fn was_ended(mut self) -> bool {
         let was_ended = self.child.try_wait().unwrap().is_some();
         assert!(self.look_alike.try_wait().unwrap().is_none(), "a bystander was ended");
-        for mut child in [self.child, self.look_alike] {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
         was_ended
+    }
+}
+
+impl Drop for Stray {
+    fn drop(&mut self) {
+        for child in [&mut self.child, &mut self.look_alike] {
+            let _ = child.kill(); // fails when it has ended
+            let _ = child.wait();
+        }
     }
 }
 
@@ -98,7 +103,7 @@ fn orphans_are_ended_and_what_is_needed_stays() {
 {done}worker of `orphan`, pid {}
 kept        worker of `used`, pid {}: Codex (pid {1}) uses it; `codexctl start` takes it over
 kept        Codex (cli-1), pid {1}: it runs
-{done}1 processes that Codex (cli-1) has left
+{done}1 process that Codex (cli-1) has left
 ",
             orphan.identity.pid, used.identity.pid
         )
@@ -113,6 +118,31 @@ kept        Codex (cli-1), pid {1}: it runs
     assert_eq!(home.run(&["cleanup"]).succeeded(), told("cleaned up  "));
     assert!(orphan.was_ended() && left.was_ended());
     assert!(!used.was_ended() && !codex.was_ended());
+}
+
+#[test]
+fn what_a_stop_has_left_of_sessions_is_looked_at_too() {
+    let home = Home::new();
+    let (worker, left) = (Stray::start(), Stray::start());
+    let leave = |id: &str| {
+        let mut entry = session("zai", gone(), gone(), &[&left]);
+        entry.session.id = id.parse().unwrap();
+        registry(&home, gone(), &[], vec![entry]);
+        fs::create_dir_all(home.paths.left_sessions().parent().unwrap()).unwrap();
+        fs::rename(home.paths.registry(), home.paths.left_sessions()).unwrap();
+    };
+    leave("cli-1");
+    let expected = |id: &str| format!("would go    1 process that Codex ({id}) has left\n");
+    assert_eq!(home.run(&["cleanup", "--dry-run"]).succeeded(), expected("cli-1"));
+    // Beside a registry that knows it already, and one that does not.
+    registry(&home, gone(), &[("zai", &worker.identity)], vec![session("zai", gone(), gone(), &[&left])]);
+    let orphan = format!("would go    worker of `zai`, pid {}\n", worker.identity.pid);
+    assert_eq!(home.run(&["cleanup", "--dry-run"]).succeeded(), orphan.clone() + &expected("cli-1"));
+    leave("cli-2");
+    registry(&home, gone(), &[("zai", &worker.identity)], Vec::new());
+    assert_eq!(home.run(&["cleanup", "--dry-run"]).succeeded(), orphan + &expected("cli-2"));
+    home.run(&["cleanup"]).succeeded();
+    assert!(left.was_ended() && worker.was_ended());
 }
 
 #[test]
@@ -146,7 +176,7 @@ fn beside_a_supervisor_that_starts_everything_of_ours_is_its_own_business() {
     let own = std::process::id();
     let expected = format!(
         "kept        worker of `zai`, pid {}: the supervisor (pid {own}) runs\n\
-         kept        1 processes that Codex (cli-1) has left: the supervisor (pid {own}) runs and ends them\n",
+         kept        1 process that Codex (cli-1) has left: the supervisor (pid {own}) runs and ends them\n",
         worker.identity.pid
     );
     assert_eq!(home.run(&["cleanup", "--dry-run"]).succeeded(), expected);
