@@ -8,6 +8,7 @@
 #   worker       the worker is killed under load, while the real Codex does 20 tasks (1000)
 #   replace      the worker is replaced, its settings and its program are changed, with 200 streams (20 each)
 #   supervisor   the supervisor is killed, with 200 streams (100), also under systemd
+#   halfway      the supervisor is killed while it replaces the worker, with 200 streams (80), also under systemd
 #   both         supervisor and worker are killed at once (100), also under systemd
 #   stop         everything is stopped with 200 streams (5), also under systemd
 #   stuck        the worker gets SIGSTOP (20)
@@ -70,6 +71,7 @@ run() {
     worker) measure worker --count "${2:-1000}" --tasks 20 ;;
     replace) measure replace --count "${2:-20}" && measure_service "replace --count ${2:-20}" ;;
     supervisor) measure supervisor --count "${2:-100}" && measure_service "supervisor --count ${2:-100}" ;;
+    halfway) measure halfway --count "${2:-80}" && measure_service "halfway --count ${2:-80}" ;;
     both) measure both --count "${2:-100}" && measure_service "both --count ${2:-100}" ;;
     stop) measure stop --count "${2:-5}" && measure_service "stop --count 1" ;;
     stuck) measure stuck --count "${2:-20}" ;;
@@ -87,7 +89,7 @@ run() {
 }
 
 case $part in
-  all) for part in lifecycle worker replace supervisor both stop stuck freeze busy watch peers; do run "$part"; done ;;
+  all) for part in lifecycle worker replace supervisor halfway both stop stuck freeze busy watch peers; do run "$part"; done ;;
   service) run "$@" ;;
   *) run "$part" ${count:+"$count"} ;;
 esac

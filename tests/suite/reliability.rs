@@ -38,6 +38,11 @@ fn killed_supervisors_break_no_stream() {
 }
 
 #[test]
+fn supervisors_killed_while_they_replace_workers_break_no_stream() {
+    measure("halfway --count 8 --streams 20");
+}
+
+#[test]
 fn supervisor_and_worker_may_be_killed_at_once() {
     measure("both --count 4");
 }

@@ -1,9 +1,11 @@
 //! Private folders and files that are whole or absent.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Mode of a folder only its owner may enter.
 pub const PRIVATE_FOLDER_MODE: u32 = 0o700;
@@ -179,9 +181,47 @@ fn create_temporary(folder: &Path, target: &Path, mode: u32) -> io::Result<(Path
     Err(io::Error::new(io::ErrorKind::AlreadyExists, "no free temporary name"))
 }
 
+/// Removes the temporaries that writers have left in `folder` who were killed in the middle, and that are at least
+/// `min_age` old: nobody writes that long. Says how many those were; what cannot be read or removed is left.
+pub fn remove_left_temporaries(folder: &Path, min_age: Duration) -> usize {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    let is_left = |entry: &fs::DirEntry| {
+        let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
+        // One from the future, by a clock that was set back, is not young for ever.
+        let age = metadata.modified().ok()?.elapsed().unwrap_or(min_age);
+        Some(age >= min_age)
+    };
+    let left = entries.flatten().filter(|entry| is_temporary(&entry.file_name()) && is_left(entry) == Some(true));
+    left.filter(|entry| fs::remove_file(entry.path()).is_ok()).count()
+}
+
+/// Whether the name is one that [`create_temporary`] makes.
+fn is_temporary(name: &OsStr) -> bool {
+    let inner = name.to_str().and_then(|name| name.strip_prefix('.')?.strip_suffix(".tmp"));
+    let number = inner.and_then(|inner| Some(inner.rsplit_once('.').filter(|(name, _)| !name.is_empty())?.1));
+    number.is_some_and(|number| number.len() == 8 && number.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn temporaries_of_killed_writers_are_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let (left, _file) = create_temporary(folder.path(), Path::new("registry.json"), PRIVATE_FILE_MODE).unwrap();
+        let others =
+            [".registry.json.tmp", ".registry.json.0123456g.tmp", "registry.json.01234567.tmp", ".01234567.tmp", "a"];
+        for name in others {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        fs::create_dir(folder.path().join(".folder.01234567.tmp")).unwrap();
+        assert_eq!(remove_left_temporaries(folder.path(), Duration::from_hours(1)), 0, "it may be in use");
+        assert!(left.exists());
+        assert_eq!(remove_left_temporaries(folder.path(), Duration::ZERO), 1);
+        assert_eq!(names(folder.path()).len(), others.len() + 1);
+        assert_eq!(remove_left_temporaries(&folder.path().join("none"), Duration::ZERO), 0);
+    }
 
     fn names(folder: &Path) -> Vec<String> {
         let mut names: Vec<_> =

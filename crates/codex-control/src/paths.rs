@@ -267,6 +267,13 @@ impl Paths {
         learned.with_extension("states.json")
     }
 
+    /// Folders of our own in which small files are replaced whole, besides [`Paths::runtime_folder`].
+    pub fn folders_of_small_files(&self) -> [PathBuf; 6] {
+        let (state, cache) = (&self.state, &self.cache);
+        let [tokens, learned, models] = [state.join("tokens"), cache.join("learned"), cache.join("models")];
+        [self.config.clone(), self.credentials_folder(), state.clone(), tokens, learned, models]
+    }
+
     /// Model list of one endpoint as fetched from its provider.
     pub fn models_cache(&self, endpoint: &EndpointId) -> PathBuf {
         self.cache.join("models").join(format!("{endpoint}.json"))

@@ -31,6 +31,8 @@ use codex_control::registry::SupervisorEntry;
 const FAREWELL_WITHIN: Duration = Duration::from_millis(500);
 /// Time for what still runs beside the owner task at the end: a change of a file is safe wherever it is cut off.
 const THREADS_END_WITHIN: Duration = Duration::from_secs(1);
+/// Age of a temporary file that nobody is writing any more; writing one takes milliseconds.
+const TEMPORARY_LEFT_AFTER: Duration = Duration::from_mins(1);
 /// Name of the worker program; it stands beside ours.
 const WORKER_PROGRAM: &str = "codex-worker";
 
@@ -54,6 +56,7 @@ pub(crate) fn run() -> anyhow::Result<Farewell> {
         files::create_private_folder(folder)?;
     }
     let _lock = single::take(&paths.lock(), Purpose::Supervise)?;
+    remove_left_temporaries(&paths);
     // A daemon that stays in the folder it was started from keeps that folder from being unmounted.
     std::env::set_current_dir("/").context("cannot go to `/`")?;
 
@@ -79,6 +82,15 @@ pub(crate) fn run() -> anyhow::Result<Farewell> {
     // Dropping it would wait for threads that wait for a disk, say, without any limit.
     runtime.shutdown_timeout(THREADS_END_WITHIN);
     farewell
+}
+
+/// Removes what writers have left that were killed in the middle, an earlier supervisor among them.
+fn remove_left_temporaries(paths: &Paths) {
+    // Here only a supervisor writes, and that is us; workers and `codexctl` may be writing elsewhere just now.
+    files::remove_left_temporaries(paths.runtime_folder(), Duration::ZERO);
+    for folder in paths.folders_of_small_files() {
+        files::remove_left_temporaries(&folder, TEMPORARY_LEFT_AFTER);
+    }
 }
 
 async fn supervise(mut start: Start, events: mpsc::Receiver<Event>) -> anyhow::Result<Farewell> {

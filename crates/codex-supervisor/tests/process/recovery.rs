@@ -269,3 +269,21 @@ fn a_registry_that_cannot_be_written_is_tried_again() {
     assert_eq!(home.log("supervisor").matches("the registry cannot be written").count(), 1, "told once");
     supervisor.stop();
 }
+
+#[test]
+fn what_killed_writers_have_left_is_removed() {
+    let home = Home::new(&endpoint("a", ""));
+    let supervisor = home.start();
+    let in_runtime = home.runtime(".registry.json.0a1b2c3d.tmp");
+    let [old, young] = ["1", "2"].map(|n| home.state(&format!(".ports.json.0a1b2c3{n}.tmp")));
+    for path in [&in_runtime, &old, &young] {
+        std::fs::write(path, "{").unwrap();
+    }
+    let file = std::fs::File::options().write(true).open(&old).unwrap();
+    file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_mins(2)).unwrap();
+    supervisor.kill();
+    let supervisor = home.start();
+    assert!(!in_runtime.exists() && !old.exists());
+    assert!(young.exists(), "somebody may be writing it");
+    supervisor.stop();
+}

@@ -72,6 +72,8 @@ enum Part {
     Replace,
     /// The supervisor is killed
     Supervisor,
+    /// The supervisor is killed while it replaces the worker
+    Halfway,
     /// Supervisor and worker are killed at the same moment
     Both,
     /// Everything is stopped with streams open
@@ -110,6 +112,10 @@ const TASKS_AT_ONCE: usize = 2;
 const HANDS_OVER: Duration = Duration::from_millis(250);
 /// The same where times are not judged.
 const HANDS_OVER_BUSY: Duration = Duration::from_secs(5);
+/// How much later after `codexctl restart` was started each kill comes; and after how many it is early again. The worker
+/// is replaced within: program started 2 ms, next worker ready 5 ms, the one before told 1 ms later.
+const HALFWAY_STEP: Duration = Duration::from_micros(500);
+const HALFWAY_STEPS: u32 = 40;
 /// Busy threads for each processor.
 const OVERSUBSCRIPTION: usize = 3;
 
@@ -121,6 +127,7 @@ fn main() -> anyhow::Result<()> {
         Part::Worker => kill_workers(&options),
         Part::Replace => replace(&options),
         Part::Supervisor => kill_supervisors(&options),
+        Part::Halfway => kill_halfway(&options),
         Part::Both => kill_both(&options),
         Part::Stop => stop(&options),
         Part::Stuck => stick(&options),
@@ -326,6 +333,43 @@ fn kill_supervisors(options: &Options) -> anyhow::Result<()> {
     watch.finish()?;
     back.judge("kill to a supervised worker", options, &[])?;
     adopted.judge("start of the next supervisor to adoption", options, &[(100, ADOPTS)])?;
+    rig.stop()
+}
+
+fn kill_halfway(options: &Options) -> anyhow::Result<()> {
+    println!("supervisor killed {} times while it replaces the worker", options.count);
+    let drip = Drip::start()?;
+    let rig = rig(options, &drip.base_url())?;
+    let address = rig.address()?;
+    // Whoever was killed between the next one's being ready and the drain of the one before is waited for.
+    let watch = rig.watch(Handover::Within(HANDS_OVER_BUSY));
+    let (knocker, load) = (Knocker::start(address), Load::start(address, &rig.token()?, 2));
+    let mut streams = flowing(options, &rig)?;
+    let (mut back, mut n_replaced) = (Times::default(), 0);
+    for n in 0..options.count {
+        streams.open(STREAMS_MORE)?;
+        let before = rig.wait_running()?;
+        let supervisor = rig.supervisor()?;
+        let wait_for = HALFWAY_STEP * (n % HALFWAY_STEPS);
+        let begin = Instant::now();
+        let mut restart = rig.begin_ctl(&["restart", rig::ENDPOINT])?;
+        while begin.elapsed() < wait_for {
+            std::hint::spin_loop(); // finer than anything that waits
+        }
+        let at = kill(&supervisor)?;
+        restart.wait()?; // answered, or told that nobody answers
+        let now = rig.come_back()?;
+        back.add(at.elapsed());
+        n_replaced += u32::from(now.worker_pid != before.worker_pid);
+        healthy(address)?;
+        ensure!(streams.broken() == 0, "killed {wait_for:?} on: {} streams are broken", streams.broken());
+    }
+    println!("  replaced all the same: {n_replaced}");
+    judge_streams(&streams, &drip, knocker, load)?;
+    // With their streams the replaced workers end, too.
+    rig.wait_single()?;
+    watch.finish()?;
+    back.judge("kill to a supervised worker", options, &[])?;
     rig.stop()
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -82,11 +82,22 @@ impl Rig {
         self.home.as_ref().context("this part needs a throw-away home")
     }
 
-    /// Runs `codexctl`.
-    pub(crate) fn ctl(&self, arguments: &[&str]) -> anyhow::Result<()> {
+    fn codexctl(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.programs.join("codexctl"));
         command.args(arguments).env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
-        let output = command.stdin(Stdio::null()).output().context("codexctl cannot be run")?;
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Starts `codexctl` and does not wait for it.
+    pub(crate) fn begin_ctl(&self, arguments: &[&str]) -> anyhow::Result<Child> {
+        let mut command = self.codexctl(arguments);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("codexctl cannot be run")
+    }
+
+    /// Runs `codexctl`.
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let output = self.codexctl(arguments).output().context("codexctl cannot be run")?;
         ensure!(output.status.success(), "codexctl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
     }
