@@ -9,4 +9,4 @@ cd "$(dirname "$0")/.."
 if [[ "${1:-}" == --bench ]]; then
     exec cargo bench --locked -p codex-incident --bench decide
 fi
-INCIDENT_SCHEDULES="${1:-10000}" exec cargo test --locked -p codex-incident --test simulation -- --nocapture
+INCIDENT_SCHEDULES="${1:-10000}" exec cargo test --release --locked -p codex-incident --test simulation -- --nocapture
