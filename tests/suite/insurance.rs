@@ -230,6 +230,14 @@ fn an_effort_that_a_native_provider_refuses_becomes_the_nearest() {
 }
 
 #[test]
+fn an_answer_that_would_be_too_long_for_anthropic_is_asked_for_shorter() {
+    let message = "max_tokens: 32000 > 8192, which is the maximum allowed number of output tokens for m";
+    let refusal = (400, error(message, json!({ "type": "invalid_request_error" })));
+    let change = [r#""max_tokens":32000"#, r#""max_tokens":8192"#];
+    a_refused_value_is_changed_and_remembered(Script::anthropic(), "", &refusal, change);
+}
+
+#[test]
 fn a_conversation_that_is_too_long_for_the_provider_is_shortened_once() {
     let refusal = error(
         "This model's maximum context length is 1000 tokens",

@@ -36,6 +36,8 @@ pub const OUTPUT_TOKENS_DEFAULT: u64 = 32_000;
 pub struct Profile {
     /// Output limit that is asked for when the request sets none, in tokens.
     pub output_tokens: u64,
+    /// Most that is asked for, whatever the request sets, in tokens; `None`: as much as is wanted.
+    pub output_tokens_max: Option<u64>,
     /// How thinking is asked for.
     pub thinking: Thinking,
     /// The efforts that `output_config.effort` may name, used with [`Thinking::Adaptive`]. Others become the nearest
@@ -124,6 +126,7 @@ impl Default for Profile {
     fn default() -> Self {
         Self {
             output_tokens: OUTPUT_TOKENS_DEFAULT,
+            output_tokens_max: None,
             thinking: Thinking::Unasked,
             efforts: vec![Effort::Low, Effort::Medium, Effort::High],
             replay_thinking: true,
@@ -159,6 +162,9 @@ impl Profile {
             Repair::ForgetThinking => self.replay_thinking = false,
             Repair::Efforts(words) if words.is_empty() => self.thinking = Thinking::Unasked,
             Repair::Efforts(words) => self.efforts = words.iter().filter_map(|word| Effort::parse(word)).collect(),
+            Repair::OutputTokens(tokens) => {
+                self.output_tokens_max = Some(self.output_tokens_max.map_or(*tokens, |known| known.min(*tokens)));
+            }
             // Where there are efforts they are named with it.
             Repair::ThinkAdaptively => self.thinking = Thinking::Adaptive,
             Repair::ThinkByBudget => self.thinking = Thinking::Budget,

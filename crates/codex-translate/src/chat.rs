@@ -40,6 +40,8 @@ pub struct Profile {
     pub json_schema: bool,
     /// Name of the output limit parameter.
     pub max_tokens: MaxTokens,
+    /// Most that is asked for with it, in tokens; `None`: what the request says.
+    pub output_tokens_max: Option<u64>,
     /// How a reasoning effort is asked for.
     pub effort: Effort,
     /// The levels that `reasoning_effort` may name, in no order; others become the nearest below. Empty: low, medium,
@@ -129,6 +131,7 @@ impl Default for Profile {
             parallel_tool_calls: false,
             json_schema: true,
             max_tokens: MaxTokens::Classic,
+            output_tokens_max: None,
             effort: Effort::None,
             levels: Vec::new(),
             tools_max: None,
@@ -180,6 +183,9 @@ impl Profile {
             Repair::ReasoningContentRequired => self.replay = Replay::ReasoningContent,
             Repair::Efforts(words) if words.is_empty() => self.effort = Effort::None,
             Repair::Efforts(words) => self.effort_words.clone_from(words),
+            Repair::OutputTokens(tokens) => {
+                self.output_tokens_max = Some(self.output_tokens_max.map_or(*tokens, |known| known.min(*tokens)));
+            }
             // There never is more than one system message, and it is the first. Whether the model takes images is a
             // matter of the target, how it is asked to think one of another protocol. The others are no matter of form.
             Repair::MergeSystem

@@ -101,6 +101,8 @@ pub enum Repair {
     NoImages,
     /// Ask for one of these efforts, as the provider spells them.
     Efforts(Vec<String>),
+    /// Ask for so many output tokens at most.
+    OutputTokens(u64),
     /// Ask for thinking as adaptive, not with a budget.
     ThinkAdaptively,
     /// Ask for thinking with a budget, not as adaptive.
@@ -236,6 +238,7 @@ impl std::fmt::Display for Repair {
             Self::ReasoningContentRequired => f.write_str("reasoning_content_required"),
             Self::NoImages => f.write_str("no_images"),
             Self::Efforts(words) => write!(f, "efforts:{}", words.join(",")),
+            Self::OutputTokens(tokens) => write!(f, "output_tokens:{tokens}"),
             Self::ThinkAdaptively => f.write_str("think_adaptively"),
             Self::ThinkByBudget => f.write_str("think_by_budget"),
             Self::ForgetThinking => f.write_str("forget_thinking"),
@@ -510,6 +513,51 @@ mod tests {
             assert_eq!(failure.repair.map(|repair| repair.to_string()).as_deref(), expected, "{body}");
         }
         assert_eq!(response(500, &json!({"error": {"message": "Unexpected message role."}})).repair, None);
+    }
+
+    #[test]
+    fn answers_that_are_too_long_name_the_longest() {
+        let error = |message: &str| json!({"error": {"message": message}});
+        let rows = [
+            (
+                json!({"type": "error", "error": {"type": "invalid_request_error", "message": "max_tokens: 64000 > 32000, which is the maximum allowed number of output tokens for claude-opus-4-20250514"}}),
+                Some(32_000),
+            ),
+            (
+                json!({"error": {"message": "max_tokens is too large: 32000. This model supports at most 16384 completion tokens, whereas you provided 32000.", "param": "max_tokens", "code": "invalid_value"}}),
+                Some(16_384),
+            ),
+            (error("Invalid max_tokens value, the valid range of max_tokens is [1, 8192]"), Some(8_192)),
+            (
+                error("<400> InternalError.Algo.InvalidParameter: Range of max_tokens should be [1, 65536]"),
+                Some(65_536),
+            ),
+            (
+                error(
+                    "`max_tokens` must be less than or equal to `8192`, the maximum value for `max_tokens` is less than the `context_window` for this model",
+                ),
+                Some(8_192),
+            ),
+            (
+                error(
+                    "The maximum tokens you requested exceeds the model limit of 4096. Try again with a maximum tokens value that is lower than 4096.",
+                ),
+                Some(4_096),
+            ),
+            (error("max_tokens must be at least 1"), None),
+            (error("max_tokens: must be less than or equal to 16"), None),
+            (error("`max_tokens` must be greater than `thinking.budget_tokens`"), None),
+            (error("Temperature must be less than or equal to 1024"), None),
+            (error("max_tokens: less than or equal to 99999999999999999999999"), None),
+        ];
+        for (body, expected) in rows {
+            assert_eq!(response(400, &body).repair, expected.map(Repair::OutputTokens), "{body}");
+        }
+        let together = error(
+            "input length and `max_tokens` exceed context limit: 188240 + 32000 > 200000, decrease input length or `max_tokens` and try again",
+        );
+        let failure = response(400, &together);
+        assert_eq!((failure.class, failure.repair), (FailureClass::ContextLength, None));
     }
 
     #[test]

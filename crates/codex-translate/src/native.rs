@@ -74,6 +74,7 @@ impl Profile {
             | Repair::CleanSchema
             | Repair::StringContent
             | Repair::ReasoningContentRequired
+            | Repair::OutputTokens(_)
             | Repair::ThinkAdaptively
             | Repair::ThinkByBudget
             | Repair::RefreshToken

@@ -151,6 +151,7 @@ fn name(repair: &Repair) -> Option<String> {
         Repair::NoImages => Some("no-images".to_owned()),
         Repair::MergeSystem => Some("merge-system".to_owned()),
         Repair::Efforts(words) => Some(format!("efforts:{}", words.join(","))),
+        Repair::OutputTokens(tokens) => Some(format!("{OUTPUT_TOKENS}{tokens}")),
         Repair::ThinkAdaptively => Some("think-adaptively".to_owned()),
         Repair::ThinkByBudget => Some("think-by-budget".to_owned()),
         Repair::ForgetThinking | Repair::RefreshToken | Repair::CreateSession | Repair::StartNewRun => None,
@@ -159,6 +160,8 @@ fn name(repair: &Repair) -> Option<String> {
 
 /// Before the words for an effort that are taken; none behind it: no effort is sent.
 const EFFORTS: &str = "efforts:";
+/// Before the longest answer that is asked for, in tokens.
+const OUTPUT_TOKENS: &str = "output-tokens:";
 
 fn parse(name: &str) -> Option<Repair> {
     Some(match name {
@@ -173,6 +176,7 @@ fn parse(name: &str) -> Option<Repair> {
             let words = name[EFFORTS.len()..].split(',').filter(|word| !word.is_empty());
             Repair::Efforts(words.map(str::to_owned).collect())
         }
+        _ if name.starts_with(OUTPUT_TOKENS) => Repair::OutputTokens(name[OUTPUT_TOKENS.len()..].parse().ok()?),
         _ => Repair::Drop(name.strip_prefix("drop:").filter(|parameter| !parameter.is_empty())?.to_owned()),
     })
 }
@@ -208,6 +212,7 @@ mod tests {
             Repair::MergeSystem,
             Repair::Efforts(vec!["low".to_owned(), "high".to_owned()]),
             Repair::Efforts(Vec::new()),
+            Repair::OutputTokens(8_192),
             Repair::ThinkAdaptively,
             Repair::ThinkByBudget,
         ];

@@ -605,6 +605,7 @@ struct Plan {
 impl Plan {
     fn new(request: &Request<'_>, profile: &Profile, history: &History<'_, '_>, states: &[State]) -> Self {
         let output_tokens = request.max_output_tokens.filter(|tokens| *tokens > 0).unwrap_or(profile.output_tokens);
+        let output_tokens = profile.output_tokens_max.map_or(output_tokens, |max| output_tokens.min(max));
         let mut plan =
             Self { output_tokens, thinking: None, is_thinking: false, gives_thinking_back: false, effort: None };
         // Codex passes on whatever word it is configured with; one that nobody knows says nothing.

@@ -607,6 +607,7 @@ fn write_options(out: &mut Vec<u8>, request: &Request<'_>, profile: &Profile) {
         MaxTokens::Completion => "max_completion_tokens",
     };
     if let Some(tokens) = request.max_output_tokens {
+        let tokens = profile.output_tokens_max.map_or(tokens, |max| tokens.min(max));
         member(out, profile, limit, &tokens.to_string());
     }
     if let Some(temperature) = request.temperature {

@@ -15,8 +15,9 @@ const CONTEXT_CODES: [&str; 7] = [
     "prompt_too_long",
     "1261", // GLM
 ];
-const CONTEXT_WORDS: [&str; 14] = [
+const CONTEXT_WORDS: [&str; 15] = [
     "maximum context length",
+    "exceed context limit", // Anthropic, of input and `max_tokens` together
     "context length exceeded",
     "exceeds the context",
     "exceeds the available context size",
@@ -243,6 +244,9 @@ pub(super) fn repair(facts: &Facts, class: FailureClass) -> Option<Repair> {
     }
     if refused::images(facts) {
         return Some(Repair::NoImages);
+    }
+    if let Some(repair) = refused::output_tokens(facts) {
+        return Some(repair);
     }
     if facts.says(&["system message must be", "unexpected message role", "only one system message", "multiple system"])
     {

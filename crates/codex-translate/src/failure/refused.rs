@@ -1,4 +1,4 @@
-//! Refusals of what a model cannot take: images, and ways and efforts of thinking.
+//! Refusals of what a model cannot take: images, answers of a length, ways and efforts of thinking.
 //!
 //! Sources: what providers were seen to answer; each form stands in the tests of [`Failure`](super::Failure).
 
@@ -45,6 +45,54 @@ const OTHER_MATTERS: [&str; 9] = [
 /// Whether the model is said to take no images.
 pub(super) fn images(facts: &Facts) -> bool {
     facts.says(&NO_IMAGES) && !facts.says(&OTHER_MATTERS)
+}
+
+/// How a refusal speaks of the length of an answer.
+const OUTPUT_LIMIT: [&str; 4] =
+    ["max_tokens", "max_completion_tokens", "max_output_tokens", "maximum tokens you requested"];
+
+/// Directly before the longest answer that a model gives.
+const LONGEST: [&str; 12] = [
+    "supports at most", // OpenAI
+    "less than or equal to",
+    "<=",
+    "range of max_tokens is [1,",        // DeepSeek
+    "range of max_tokens should be [1,", // DashScope
+    "not be greater than",
+    "not exceed",
+    "cannot exceed",
+    "exceeds the maximum of",
+    "exceeds the limit of",
+    "maximum value is",
+    "exceeds the model limit of", // Bedrock
+];
+
+/// Directly after it. Anthropic: `max_tokens: 64000 > 32000, which is the maximum allowed number of output tokens for …`.
+const IS_LONGEST: &str = ", which is the maximum allowed number of output tokens";
+
+/// Fewest tokens that are believed to be such a limit: with less no model would be of use, and the number is another one.
+const OUTPUT_TOKENS_MIN: u64 = 512;
+
+/// What to do about an answer that would be too long.
+pub(super) fn output_tokens(facts: &Facts) -> Option<Repair> {
+    let is_about = match &facts.parameter {
+        Some(parameter) => OUTPUT_LIMIT.iter().any(|name| parameter.ends_with(name)),
+        None => facts.says(&OUTPUT_LIMIT),
+    };
+    if !is_about {
+        return None;
+    }
+    let text = &facts.text;
+    let is_other = |character: char| !character.is_ascii_digit();
+    let before =
+        text.split_once(IS_LONGEST).map(|(before, _)| &before[before.rfind(is_other).map_or(0, |at| at + 1)..]);
+    let after = || {
+        let (_, rest) = LONGEST.iter().find_map(|phrase| text.split_once(phrase))?;
+        let rest = rest.trim_start_matches([' ', '`', '\'', '"']);
+        Some(&rest[..rest.find(is_other).unwrap_or(rest.len())])
+    };
+    let tokens = before.or_else(after)?.parse().ok()?;
+    (tokens >= OUTPUT_TOKENS_MIN).then_some(Repair::OutputTokens(tokens))
 }
 
 /// After what the words that are taken are listed.

@@ -500,6 +500,17 @@ fn asked(profile: Profile, members: &Value) -> Value {
 }
 
 #[test]
+fn no_longer_answer_is_asked_for_than_the_model_gives() {
+    let mut profile = Profile { thinking: Thinking::Budget, ..unmarked() };
+    assert!(profile.apply(&Repair::OutputTokens(8_192)));
+    let budget = json!({"type": "enabled", "budget_tokens": 4_096});
+    let high = json!({"reasoning": {"effort": "high"}});
+    assert_eq!(asked(profile.clone(), &high), json!([8_192, budget, null]), "thinking counts too");
+    assert_eq!(asked(profile.clone(), &json!({"max_output_tokens": 10_000}))[0], 8_192);
+    assert_eq!(asked(profile, &json!({"max_output_tokens": 700}))[0], 700);
+}
+
+#[test]
 fn thinking_is_asked_for_as_the_profile_says() {
     let efforts = ["none", "minimal", "low", "medium", "high", "xhigh", "max", "banana"];
     let effort = |word: &str| json!({"reasoning": {"effort": word, "summary": "auto"}});

@@ -653,6 +653,12 @@ fn only_what_was_asked_for_and_nothing_private() {
         options(&json!({"max_output_tokens": 100}), Profile { max_tokens: MaxTokens::Completion, ..portable() }),
         json!({"max_completion_tokens": 100})
     );
+    let mut limited = portable();
+    assert!(limited.apply(&Repair::OutputTokens(90)) && limited.apply(&Repair::OutputTokens(80)));
+    assert!(!limited.apply(&Repair::OutputTokens(90)), "it is less already");
+    assert_eq!(options(&json!({"max_output_tokens": 100}), limited.clone()), json!({"max_tokens": 80}));
+    assert_eq!(options(&json!({"max_output_tokens": 70}), limited.clone()), json!({"max_tokens": 70}));
+    assert_eq!(options(&json!({}), limited), json!({}));
 }
 
 #[test]
