@@ -76,6 +76,7 @@ fn under_systemd_the_same_holds() {
     let mut command = Command::new(script("reliability.sh"));
     command.arg("service").args([
         "supervisor --count 3 --streams 20",
+        "halfway --count 10 --streams 20",
         "both --count 3",
         "replace --count 1 --streams 20",
         "stop --count 1 --streams 20",

@@ -301,6 +301,7 @@ impl Supervisor {
             Event::Scoped { worker, result } => {
                 if let Some(managed) = self.endpoints.get_mut(&worker.endpoint) {
                     managed.scoped(worker.generation, result, &mut self.services);
+                    managed.drive(&mut self.services, now);
                 }
             }
             Event::SessionProcessEnded { session, pid } => self.session_process_ended(&session, pid),

@@ -109,6 +109,8 @@ struct Worker {
     known: Known,
     /// Whether it is being moved into a scope of its own.
     is_moving: bool,
+    /// Whether it has dialled in and is not told yet what to serve.
+    awaits_assignment: bool,
     killed: Option<KillReason>,
 }
 
@@ -209,6 +211,7 @@ impl Managed {
                 trend: Trend::default(),
                 known: if is_proven { Known::Ours } else { Known::Presumed },
                 is_moving: false,
+                awaits_assignment: false,
                 killed: None,
             },
         );
@@ -417,6 +420,7 @@ impl Managed {
         while let Some(command) = self.lifecycle.poll(now) {
             self.carry_out(command, services, now);
         }
+        self.assign(services);
         self.settle_stand_in(services);
         self.tell_tripped(services);
         self.announce_state(services);
@@ -649,6 +653,7 @@ impl Managed {
                 trend: Trend::default(),
                 known: Known::Ours,
                 is_moving: false,
+                awaits_assignment: false,
                 killed: None,
             },
         );
@@ -780,33 +785,49 @@ impl Managed {
         };
         // The kernel says who it is, and it knows what only our worker does: where to report.
         worker.known = Known::Ours;
-        let outbox = connection.outbox.clone();
         worker.connection = Some(connection);
-        let endpoint = worker.endpoint.clone().or_else(|| self.planned.resolved.clone().ok());
+        worker.awaits_assignment = !is_leaving;
         if is_leaving {
             return self.drain(generation, self.lifecycle.time_left(now, generation));
         }
-        if let Some(endpoint) = endpoint {
-            let route = self.route();
-            // One that serves already goes on with what it has; to it this says that it is known.
-            let assignment = Assignment {
-                endpoint,
-                token_file: services.paths.token(&self.id),
-                credential_file: services.paths.credential(route),
-                seal_key_file: services.paths.seal_key(),
-                models_cache_file: services.paths.models_cache(route),
-                learned_file: services.paths.learned(route),
-                config_folder: services.paths.config_folder().to_owned(),
-            };
-            if outbox.try_send(ToWorker::Assignment(Box::new(assignment))).is_err() {
-                warn!(endpoint = %self.id, worker_pid, "a worker went away before it was told what to serve");
-            }
-        }
+        self.assign(services);
         if is_orphan {
             let fit = if hello.build == services.own.build { Fit::Fits } else { Fit::Outdated };
             self.adopt(generation, listener, hello.serving, fit, services, now);
         } else if hello.serving.is_some() {
             self.lifecycle.ready(now, generation); // it had been told what to serve before its connection broke
+        }
+    }
+
+    /// Tells workers that wait for it what to serve.
+    ///
+    /// Until it is in a scope of its own a worker would be ended with us, and whoever it serves be cut. It takes
+    /// milliseconds, and is waited for where another worker serves meanwhile.
+    fn assign(&mut self, services: &Services) {
+        let serving = self.lifecycle.serving();
+        let is_due = |generation: u64, worker: &Worker| {
+            worker.awaits_assignment && (!worker.is_moving || serving.is_none_or(|serving| serving == generation))
+        };
+        let due = self.workers.iter().filter(|(generation, worker)| is_due(**generation, worker));
+        for generation in due.map(|(generation, _)| *generation).collect::<Vec<u64>>() {
+            let route = self.route().clone();
+            let Some(worker) = self.workers.get_mut(&generation) else { continue };
+            worker.awaits_assignment = false;
+            let endpoint = worker.endpoint.clone().or_else(|| self.planned.resolved.clone().ok());
+            let (Some(endpoint), Some(connection)) = (endpoint, &worker.connection) else { continue };
+            // One that serves already goes on with what it has; to it this says that it is known.
+            let assignment = Assignment {
+                endpoint,
+                token_file: services.paths.token(&self.id),
+                credential_file: services.paths.credential(&route),
+                seal_key_file: services.paths.seal_key(),
+                models_cache_file: services.paths.models_cache(&route),
+                learned_file: services.paths.learned(&route),
+                config_folder: services.paths.config_folder().to_owned(),
+            };
+            if connection.outbox.try_send(ToWorker::Assignment(Box::new(assignment))).is_err() {
+                warn!(endpoint = %self.id, generation, "a worker went away before it was told what to serve");
+            }
         }
     }
 

@@ -25,6 +25,9 @@ use crate::clients::{PATIENCE, healthy, wait};
 pub(crate) const ENDPOINT: &str = "scripted";
 const PROGRAMS: [&str; 3] = ["codex-supervisor", "codex-worker", "codexctl"];
 
+/// Words of the first line that a supervisor writes.
+const STARTS: &str = "codex-supervisor starts";
+
 /// See the module.
 pub(crate) struct Rig {
     home: Option<SandboxHome>,
@@ -200,8 +203,14 @@ impl Rig {
 
     /// Time from the last start of a supervisor to its last word about a worker that it took over, by its log.
     pub(crate) fn adoption(&self) -> anyhow::Result<Duration> {
-        let log = fs::read_to_string(self.paths.supervisor_log())?;
-        let start = log.rfind("codex-supervisor starts").context("no start in the log")?;
+        let path = self.paths.supervisor_log();
+        // The log may just have been put aside, and be another one while it is read.
+        let log = wait("a start in the log", || {
+            let earlier = fs::read_to_string(path.with_extension("log.1")).unwrap_or_default();
+            let log = earlier + &fs::read_to_string(&path).ok()?;
+            log.contains(STARTS).then_some(log)
+        })?;
+        let start = log.rfind(STARTS).context("no start in the log")?;
         let line = |at: usize| log[..at].rfind('\n').map_or(0, |end| end + 1);
         let adopted = log[start..].rfind("adopted a worker").context("no worker was taken over")? + start;
         let (start, adopted) = (time_of_day(&log[line(start)..])?, time_of_day(&log[line(adopted)..])?);
