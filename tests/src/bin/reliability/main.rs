@@ -357,9 +357,9 @@ fn kill_halfway(options: &Options) -> anyhow::Result<()> {
             std::hint::spin_loop(); // finer than anything that waits
         }
         let at = kill(&supervisor)?;
-        restart.wait()?; // answered, or told that nobody answers
         let now = rig.come_back()?;
         back.add(at.elapsed());
+        restart.wait()?; // answered, by this one or the next, or told that nobody answers
         n_replaced += u32::from(now.worker_pid != before.worker_pid);
         healthy(address)?;
         ensure!(streams.broken() == 0, "killed {wait_for:?} on: {} streams are broken", streams.broken());
