@@ -53,6 +53,72 @@ static BEARER_RE: LazyLock<Regex> =
 static USERINFO_RE: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(USERINFO).expect("a constant pattern, compiled by a test"));
 
+/// A shape, and what tells at a glance that it is not there: most text holds no secret, and the engine for patterns is a
+/// small one that takes its time.
+struct Pattern {
+    regex: &'static LazyLock<Regex>,
+    replacement: &'static str,
+    /// Never `false` where the pattern matches.
+    may_match: fn(&[u8]) -> bool,
+}
+
+/// In the order in which they are looked for.
+static PATTERNS: [Pattern; 5] = [
+    Pattern { regex: &NAMED_RE, replacement: "${1}[redacted]", may_match: may_be_named },
+    Pattern { regex: &QUERY_RE, replacement: "${1}[redacted]", may_match: may_be_in_query },
+    Pattern { regex: &BEARER_RE, replacement: "${1} [redacted]", may_match: may_be_bearer },
+    Pattern { regex: &USERINFO_RE, replacement: "${1}[redacted]@", may_match: may_be_userinfo },
+    Pattern { regex: &SHAPES_RE, replacement: REDACTED, may_match: has_shape },
+];
+
+/// What `\s` matches.
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b'\t'..=b'\r' | b' ')
+}
+
+/// Whether `text` ends with one of `words` (lower case), in any case.
+fn ends_with(text: &[u8], words: &[&str]) -> bool {
+    words.iter().any(|word| {
+        text.len().checked_sub(word.len()).is_some_and(|at| text[at..].eq_ignore_ascii_case(word.as_bytes()))
+    })
+}
+
+/// Whether a separator follows one of the names' ends.
+fn may_be_named(text: &[u8]) -> bool {
+    const ENDS: [&str; 7] = ["key", "authorization", "token", "secret", "password", "passwd", "cookie"];
+    let separators = text.iter().enumerate().filter(|(_, byte)| matches!(byte, b':' | b'='));
+    separators.into_iter().any(|(at, _)| {
+        let before = text[..at].iter().rposition(|byte| !is_space(*byte)).map_or(&[][..], |last| &text[..=last]);
+        let before = before.strip_suffix(b"\"").or_else(|| before.strip_suffix(b"'")).unwrap_or(before);
+        ends_with(before, &ENDS)
+    })
+}
+
+fn may_be_in_query(text: &[u8]) -> bool {
+    let mut values = text.iter().enumerate().filter(|(_, byte)| **byte == b'=');
+    values.any(|(at, _)| ends_with(&text[..at], &["key", "token", "sig", "signature"]))
+}
+
+fn may_be_bearer(text: &[u8]) -> bool {
+    let mut spaces = text.iter().enumerate().filter(|(_, byte)| is_space(**byte));
+    spaces.any(|(at, _)| ends_with(&text[..at], &["bearer", "basic"]))
+}
+
+fn may_be_userinfo(text: &[u8]) -> bool {
+    text.contains(&b'@') && text.windows(3).any(|three| three == b"://")
+}
+
+/// Whether a word has the shape of a secret: all shapes but that of a key in armour are single words, of this alphabet.
+fn has_shape(text: &[u8]) -> bool {
+    /// Shorter ones have none.
+    const WORD_BYTES_MIN: usize = 11;
+    const ARMOUR: &[u8] = b"-----BEGIN ";
+    let is_in_word = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'/');
+    let mut words = text.split(|byte| !is_in_word(byte)).filter(|word| word.len() >= WORD_BYTES_MIN);
+    words.any(|word| std::str::from_utf8(word).is_ok_and(|word| SHAPES_RE.is_match(word)))
+        || text.windows(ARMOUR.len()).any(|start| start == ARMOUR)
+}
+
 /// Secrets of this process that [`redact`] knows by their value; of more, the oldest is forgotten.
 const KNOWN_MAX: usize = 32;
 /// What is shorter may stand in any text, and is no secret that lasts. The beginning of a known one goes from here on.
@@ -111,14 +177,10 @@ pub fn redact(text: &str) -> Cow<'_, str> {
     for secret in KNOWN.read().unwrap_or_else(PoisonError::into_inner).iter() {
         text = without(text, secret.expose());
     }
-    for (pattern, replacement) in [
-        (&NAMED_RE, "${1}[redacted]"),
-        (&QUERY_RE, "${1}[redacted]"),
-        (&BEARER_RE, "${1} [redacted]"),
-        (&USERINFO_RE, "${1}[redacted]@"),
-        (&SHAPES_RE, REDACTED),
-    ] {
-        if let Cow::Owned(changed) = pattern.replace_all(&text, replacement) {
+    for pattern in &PATTERNS {
+        if (pattern.may_match)(text.as_bytes())
+            && let Cow::Owned(changed) = pattern.regex.replace_all(&text, pattern.replacement)
+        {
             text = Cow::Owned(changed);
         }
     }
@@ -127,7 +189,47 @@ pub fn redact(text: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Every pattern on everything.
+    fn redact_without_a_glance(text: &str) -> String {
+        PATTERNS
+            .iter()
+            .fold(text.to_owned(), |text, pattern| pattern.regex.replace_all(&text, pattern.replacement).into_owned())
+    }
+
+    /// Texts that a pattern matches, where the words around allow it.
+    fn matched(pattern: &str) -> impl Strategy<Value = String> + use<> {
+        proptest::string::string_regex(&pattern.replace(r"\b", "")).expect("it can be made up")
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3_000))]
+
+        #[test]
+        fn the_glance_overlooks_nothing(
+            pieces in proptest::collection::vec(
+                prop_oneof![
+                    4 => matched(NAMED),
+                    1 => matched(QUERY),
+                    1 => matched(BEARER),
+                    1 => matched(USERINFO),
+                    6 => matched(SHAPES),
+                    3 => proptest::sample::select(&[":", "=", "\"", "'", " ", "\n", ",", "-", "_", ".", "/", "ü", "word"][..])
+                        .prop_map(str::to_owned),
+                ],
+                1..5,
+            ),
+            from in 0_usize..8,
+        ) {
+            let text = pieces.concat();
+            // Also without its beginning.
+            let text = &text[text.ceil_char_boundary(from.min(text.len()))..];
+            prop_assert_eq!(redact(text).into_owned(), redact_without_a_glance(text));
+        }
+    }
 
     #[test]
     fn secrets_of_every_shape_go() {
