@@ -688,6 +688,16 @@ pub struct Incident {
     pub timeline: Vec<Step>,
 }
 
+impl Incident {
+    /// How a step begins that says that the person was told.
+    pub const TOLD: &str = "you were told";
+
+    /// Whether the person was told of it, as far as the timeline goes back.
+    pub fn was_told(&self) -> bool {
+        self.timeline.iter().any(|step| step.text.starts_with(Self::TOLD))
+    }
+}
+
 named! {
     /// Where an incident stands.
     "state" IncidentState {

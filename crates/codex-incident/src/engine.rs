@@ -866,7 +866,7 @@ impl Engine {
             active.told = Some(told);
             let advice = alert.action.filter(|action| *action != Action::AlertUser);
             let advice = advice.map_or(String::new(), |action| format!(" ({action})"));
-            words::step(&mut active.incident, now, format!("you were told{advice}: {text}"));
+            words::step(&mut active.incident, now, format!("{}{advice}: {text}", Incident::TOLD));
             let notice = Notice {
                 incident: active.incident.id,
                 endpoint: key.endpoint.clone(),

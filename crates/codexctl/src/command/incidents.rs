@@ -102,8 +102,7 @@ pub(super) fn fault_name(incident: &Incident, tables: &IncidentTables) -> String
 /// What was done last: `restart_proxy (Tier 1)`. Where nothing could be done, that the person was told.
 pub(super) fn done(incident: &Incident) -> String {
     let Some(last) = incident.attempts.iter().rfind(|attempt| attempt.state != AttemptState::Superseded) else {
-        let is_told = incident.state == IncidentState::Alerted;
-        return if is_told { "you were told" } else { "" }.to_owned();
+        return if incident.was_told() { Incident::TOLD } else { "" }.to_owned();
     };
     let then = last.then.map(|then| format!(", {then}")).unwrap_or_default();
     let earlier = match incident.attempts.len() - 1 {

@@ -129,14 +129,19 @@ mod tests {
 
     #[test]
     fn a_day_is_read_at_a_glance() {
+        let mut told = incident(3, Fault::B3, IncidentState::Alerted, None);
+        told.timeline
+            .push(Step { at_ms: told.opened_at_ms, text: "you were told (alert_user_reauth): why".to_owned() });
+        let seen = Incident { id: IncidentId(5), state: IncidentState::Lapsed, timeline: Vec::new(), ..told.clone() };
         let incidents = [
+            seen,
             incident(
                 4,
                 Fault::C3,
                 IncidentState::Resolved,
                 Some((Action::ClearSchemaCache, Tier::Ai, AttemptState::Helped)),
             ),
-            incident(3, Fault::B3, IncidentState::Alerted, None),
+            told,
             incident(
                 2,
                 Fault::B9,
@@ -153,18 +158,21 @@ mod tests {
         let moments = Moments::utc(1_795_000_000_000 + 3_600_000);
         let text = shown(&incidents, Since::Ms(86_400_000), &IncidentTables::embedded(), &moments);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "4 incidents in the last 24 hours: 3 over, 1 needs you");
+        assert_eq!(lines[0], "5 incidents in the last 24 hours: 4 over, 1 needs you");
         assert!(lines[2].starts_with("   WHEN"), "{text}");
         for (line, mark, words) in [
-            (lines[3], "🤖", "clear_schema_cache (Tier 3)"),
-            (lines[4], "⚠️", "needs you"),
-            (lines[5], "✅", "switch_provider (Tier 2)"),
-            (lines[6], "✅", "restart_proxy (Tier 1)"),
+            (lines[3], "⚠️", "not seen any more"),
+            (lines[4], "🤖", "clear_schema_cache (Tier 3)"),
+            (lines[5], "⚠️", "you were told  "),
+            (lines[5], "⚠️", "needs you"),
+            (lines[6], "✅", "switch_provider (Tier 2)"),
+            (lines[7], "✅", "restart_proxy (Tier 1)"),
         ] {
             assert!(line.starts_with(mark) && line.contains(words), "{text}");
         }
-        assert!(lines[6].contains("helped, over after 2.1 s"), "{text}");
-        assert_eq!(lines[8], "`codexctl incidents show 3` tells what you can do");
+        assert!(!lines[3].contains("told"), "{text}");
+        assert!(lines[7].contains("helped, over after 2.1 s"), "{text}");
+        assert_eq!(lines[9], "`codexctl incidents show 3` tells what you can do");
         assert_eq!(
             shown(&[], Since::All, &IncidentTables::embedded(), &moments),
             "nothing went wrong in all the time that is kept\n"
