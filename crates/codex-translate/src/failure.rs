@@ -544,6 +544,8 @@ mod tests {
                 ),
                 Some(4_096),
             ),
+            (error("max_tokens ≤32000, which is the maximum allowed number of output tokens"), Some(32_000)),
+            (error("max_tokens ≤, which is the maximum allowed number of output tokens"), None),
             (error("max_tokens must be at least 1"), None),
             (error("max_tokens: must be less than or equal to 16"), None),
             (error("`max_tokens` must be greater than `thinking.budget_tokens`"), None),

@@ -84,8 +84,10 @@ pub(super) fn output_tokens(facts: &Facts) -> Option<Repair> {
     }
     let text = &facts.text;
     let is_other = |character: char| !character.is_ascii_digit();
-    let before =
-        text.split_once(IS_LONGEST).map(|(before, _)| &before[before.rfind(is_other).map_or(0, |at| at + 1)..]);
+    let before = text.split_once(IS_LONGEST).map(|(before, _)| {
+        let start = before.trim_end_matches(|character: char| character.is_ascii_digit()).len();
+        &before[start..]
+    });
     let after = || {
         let (_, rest) = LONGEST.iter().find_map(|phrase| text.split_once(phrase))?;
         let rest = rest.trim_start_matches([' ', '`', '\'', '"']);
