@@ -61,15 +61,17 @@ pub(crate) fn run(ctx: &Context, arguments: &Arguments) -> Result<(), Failure> {
 
 /// Writes the profile for its owner alone. What `force` replaces stays as it was if that fails.
 fn write(file: &Path, bytes: &[u8], force: bool) -> Result<(), Failure> {
-    let refused = |reason: String| Failure::new(format!("`{}` cannot be replaced: {reason}", file.display()));
-    if force && file.exists() {
-        // It would keep its mode.
-        fs::set_permissions(file, fs::Permissions::from_mode(files::PRIVATE_FILE_MODE))
-            .map_err(|error| refused(error.to_string()))?;
-        return files::write_atomically(file, bytes, files::PRIVATE_FILE_MODE)
-            .map_err(|error| Failure::from_error(&error));
+    let failed = |error: files::FileError| Failure::from_error(&error);
+    if force {
+        // What is replaced would keep its mode.
+        match fs::set_permissions(file, fs::Permissions::from_mode(files::PRIVATE_FILE_MODE)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Failure::new(format!("`{}` cannot be replaced: {error}", file.display())));
+            }
+            _ => return files::write_atomically(file, bytes, files::PRIVATE_FILE_MODE).map_err(failed),
+        }
     }
-    if !files::create_private_once(file, bytes).map_err(|error| Failure::from_error(&error))? {
+    if !files::create_private_once(file, bytes).map_err(failed)? {
         return Err(Failure::new(format!("there is a file `{}` already", file.display()))
             .hint("choose another name, or add `--force`"));
     }
