@@ -1,10 +1,10 @@
 //! What earlier runs have left: processes that nobody needs any more are ended, files that mean nothing are removed.
 //!
-//! Processes: only those in the registry and among the sessions that a stop has left, each proven to be the one that was written down, and only those that nobody
-//! needs: workers without a supervisor that no Codex uses, and what a session has left whose Codex and launcher are
-//! gone. Meanwhile nobody supervises ([`single`]): a supervisor that starts waits, and beside one that runs all processes
-//! are its own business. Files: sockets on which nobody listens and pid files of nobody, of ours and of Codex Desktop, in the places
-//! where those put them.
+//! Processes: only those in the registry and among the sessions that a stop has left, each proven to be the one that was
+//! written down, and only those that nobody needs: workers without a supervisor that no Codex uses, and what a session
+//! has left whose Codex and launcher are gone. Meanwhile nobody supervises ([`single`]): a supervisor that starts waits,
+//! and beside one that runs all processes are its own business. Files: sockets on which nobody listens and pid files of
+//! nobody, of ours and of Codex Desktop, in the places where those put them.
 
 use std::fs;
 use std::io;

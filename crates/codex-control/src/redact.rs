@@ -86,8 +86,8 @@ fn ends_with(text: &[u8], words: &[&str]) -> bool {
 /// Whether a separator follows one of the names' ends.
 fn may_be_named(text: &[u8]) -> bool {
     const ENDS: [&str; 7] = ["key", "authorization", "token", "secret", "password", "passwd", "cookie"];
-    let separators = text.iter().enumerate().filter(|(_, byte)| matches!(byte, b':' | b'='));
-    separators.into_iter().any(|(at, _)| {
+    let mut separators = text.iter().enumerate().filter(|(_, byte)| matches!(byte, b':' | b'='));
+    separators.any(|(at, _)| {
         let before = text[..at].iter().rposition(|byte| !is_space(*byte)).map_or(&[][..], |last| &text[..=last]);
         let before = before.strip_suffix(b"\"").or_else(|| before.strip_suffix(b"'")).unwrap_or(before);
         ends_with(before, &ENDS)
