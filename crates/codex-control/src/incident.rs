@@ -692,9 +692,9 @@ impl Incident {
     /// How a step begins that says that the person was told.
     pub const TOLD: &str = "you were told";
 
-    /// Whether the person was told of it, as far as the timeline goes back.
-    pub fn was_told(&self) -> bool {
-        self.timeline.iter().any(|step| step.text.starts_with(Self::TOLD))
+    /// When the person was last told of it, as far as the timeline goes back.
+    pub fn told_at_ms(&self) -> Option<Millis> {
+        self.timeline.iter().rfind(|step| step.text.starts_with(Self::TOLD)).map(|step| step.at_ms)
     }
 }
 

@@ -268,7 +268,7 @@ pub struct IncidentListParams {
     pub before: Option<IncidentId>,
     /// At most so many; there is a bound in any case.
     pub limit: Option<u32>,
-    /// With their timelines, which are left out otherwise.
+    /// With their timelines, of which only the step that says when the person was told is there otherwise.
     pub whole: bool,
 }
 

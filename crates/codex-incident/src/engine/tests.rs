@@ -514,7 +514,7 @@ fn what_does_not_help_goes_to_the_next_tier() {
     assert_eq!(bench.actions(), [Action::DeleteProviderCaps, Action::RestartProxy]);
     let incident = bench.incident();
     assert_eq!(incident.state, IncidentState::Alerted);
-    assert!(incident.was_told());
+    assert!(incident.told_at_ms().is_some());
     assert!(incident.attempts.iter().all(|attempt| attempt.state == AttemptState::Failed), "{incident:?}");
     assert!(bench.notices().last().expect("told").text.contains("2 things were tried"));
 }

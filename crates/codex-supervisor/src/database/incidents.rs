@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use codex_control::EndpointId;
-use codex_control::incident::{ActionId, Attempt, Fault, Incident, IncidentId, Tier};
+use codex_control::incident::{ActionId, Attempt, Fault, Incident, IncidentId, Step, Tier};
 use codex_control::rpc::{ActionLine, IncidentCounts, IncidentListParams, RuleCount};
 use codex_incident::rule_of;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -16,9 +16,10 @@ const INCIDENTS_MAX: u64 = 5_000;
 /// Days an incident is kept.
 const DAYS_MAX: u64 = 92;
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
-/// Most incidents in one answer, without their timelines: an answer must fit a line of the control socket.
+/// Most incidents in one answer, of their timelines only when the person was told: an answer must fit a line of the
+/// control socket.
 const LIST_MAX: u32 = 200;
-/// The same with their timelines.
+/// The same with their whole timelines.
 const LIST_WHOLE_MAX: u32 = 50;
 
 /// Writes each incident in the place of what was kept of it.
@@ -89,7 +90,10 @@ pub(crate) fn list(connection: &Connection, asked: &IncidentListParams) -> Resul
     for record in records {
         let mut incident: Incident = serde_json::from_str(&record?)?;
         if !asked.whole {
-            incident.timeline.clear();
+            // What a list says of it.
+            let told_at_ms = incident.told_at_ms();
+            let told = |at_ms| Step { at_ms, text: Incident::TOLD.to_owned() };
+            incident.timeline = told_at_ms.map(told).into_iter().collect();
         }
         incidents.push(incident);
     }

@@ -613,6 +613,8 @@ fn another_provider_takes_over_and_is_taken_back_and_both_survive() {
     report(&supervisor, "upstream-overloaded", "a", 3);
     let told = incident(&supervisor, "the person to be told", |incident| incident["state"] == "alerted");
     assert!(texts(&told).contains("switching to the backup is switched off"), "{}", texts(&told));
+    let listed = supervisor.call("incident.list", json!({}));
+    assert_eq!(texts(&listed[0]), "you were told\n", "what a list has of the timeline");
     report(&supervisor, "upstream-good", "a", 1);
     incident(&supervisor, "the end of it", |incident| incident["state"] == "resolved");
     supervisor.stop();

@@ -102,7 +102,7 @@ pub(super) fn fault_name(incident: &Incident, tables: &IncidentTables) -> String
 /// What was done last: `restart_proxy (Tier 1)`. Where nothing could be done, that the person was told.
 pub(super) fn done(incident: &Incident) -> String {
     let Some(last) = incident.attempts.iter().rfind(|attempt| attempt.state != AttemptState::Superseded) else {
-        return if incident.was_told() { Incident::TOLD } else { "" }.to_owned();
+        return if incident.told_at_ms().is_some() { Incident::TOLD } else { "" }.to_owned();
     };
     let then = last.then.map(|then| format!(", {then}")).unwrap_or_default();
     let earlier = match incident.attempts.len() - 1 {
