@@ -156,6 +156,42 @@ fn a_native_stream_that_never_begins_is_given_up() {
     assert_eq!(provider.requests().len(), 2, "{}", outline(&provider.requests()));
 }
 
+/// A provider whose first answer is `sign_of_life` again and again, as gateways do it that have lost a request: the
+/// attempt is given up, and Codex sees nothing of it.
+fn signs_of_life_alone_are_not_waited_for(script: Script, sign_of_life: &str) {
+    let steps = [Step::Raw(sign_of_life.to_owned()), Step::PauseMs(400)];
+    // Far longer than a test may take.
+    let steps: Vec<Step> = steps.iter().cycle().take(2_000).cloned().collect();
+    let provider = FakeProvider::start(
+        script.key(PROVIDER_KEY).turn(When::user("Go."), steps).turn(When::user("Go."), [Step::text("Gone.")]),
+    );
+    let limits = "[worker]\nconnect_timeout_s = 1\nfirst_byte_timeout_s = 1\nidle_timeout_s = 1\n";
+    let home = SandboxHome::with_provider_and(&provider, "", limits);
+    let input = json!([{ "type": "message", "role": "user", "content": [{ "type": "input_text", "text": "Go." }] }]);
+    let body = json!({ "model": "scripted", "stream": true, "input": input }).to_string();
+    let answer = home.post_responses("scripted", body.as_bytes());
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(answer.text().contains("Gone."), "{}", answer.text());
+    assert_eq!(provider.requests().len(), 2, "{}", outline(&provider.requests()));
+    assert!(home.logs().contains("no more than that it is alive for 2 s"), "{}", home.logs());
+}
+
+#[test]
+fn comments_alone_are_not_waited_for() {
+    signs_of_life_alone_are_not_waited_for(Script::new(), ": OPENROUTER PROCESSING\n\n");
+}
+
+#[test]
+fn pings_alone_are_not_waited_for() {
+    let ping = "event: ping\ndata: {\"type\": \"ping\"}\n\n";
+    signs_of_life_alone_are_not_waited_for(Script::anthropic(), ping);
+}
+
+#[test]
+fn comments_alone_of_a_native_provider_are_not_waited_for() {
+    signs_of_life_alone_are_not_waited_for(Script::responses(), ": alive\n\n");
+}
+
 /// The provider refuses the first of `change` with `refusal`, once: the request comes back with the second instead, and
 /// the next request has that at once.
 fn a_refused_value_is_changed_and_remembered(script: Script, quirks: &str, refusal: &(u16, Value), change: [&str; 2]) {
@@ -353,14 +389,32 @@ fn what_is_held_until_it_is_whole_has_time(pieces: Vec<Value>, body: &Value, exp
     assert_eq!(provider.requests().len(), 1, "{}", outline(&provider.requests()));
 }
 
+fn fragment(text: &str) -> Value {
+    let call = json!({ "index": 0, "id": "call_1", "function": { "name": "run", "arguments": text } });
+    json!({ "choices": [{ "delta": { "tool_calls": [call] } }] })
+}
+
 #[test]
 fn a_call_that_is_written_slowly_is_not_cut_off() {
-    let fragment = |text: &str| json!({ "choices": [{ "delta": { "tool_calls": [{ "index": 0, "id": "call_1", "function": { "name": "run", "arguments": text } }] } }] });
     let mut pieces = vec![fragment("{\"x\":\"")];
     pieces.extend(["a", "b", "c", "d", "e"].map(fragment));
     pieces.extend([fragment("\"}"), json!({ "choices": [{ "delta": {}, "finish_reason": "tool_calls" }] })]);
     let body = json!({ "model": "scripted", "stream": true, "input": "Go." });
     what_is_held_until_it_is_whole_has_time(pieces, &body, r#"{\"x\":\"abcde\"}"#);
+}
+
+/// Codex hears nothing of a call before it is whole, and gives up after a while in which nothing comes.
+#[test]
+fn a_stream_is_kept_alive_while_a_call_is_written() {
+    let mut steps = vec![Step::text("Wait for it."), event(&fragment("{\"x\":\""))];
+    steps.extend((0..34).flat_map(|_| [event(&fragment("a")), Step::PauseMs(500)]));
+    steps.push(event(&fragment("\"}")));
+    let provider = FakeProvider::start(script().turn(When::user("Go."), steps));
+    let home = SandboxHome::with_provider(&provider);
+    let body = json!({ "model": "scripted", "stream": true, "input": "Go." }).to_string();
+    let answer = home.post_responses("scripted", body.as_bytes()).text();
+    let [said, alive, called] = ["output_text.delta", "event: keepalive", "aaaa"].map(|words| answer.find(words));
+    assert!(said.is_some() && said < alive && alive < called, "{answer}");
 }
 
 #[test]

@@ -91,7 +91,8 @@ pub struct WorkerSettings {
     pub connect_timeout_s: u64,
     /// Seconds a provider may take to begin its answer. Default 120.
     pub first_byte_timeout_s: u64,
-    /// Seconds a provider may be silent within an answer. Default 300.
+    /// Seconds a provider may be silent within an answer; it may say no more than that it is alive for twice as long.
+    /// Default 300.
     pub idle_timeout_s: u64,
 }
 

@@ -72,6 +72,17 @@ pub struct Frame<'a> {
     pub data: &'a str,
 }
 
+impl Frame<'_> {
+    /// Whether it says no more than that the sender is alive: `ping`, as Anthropic sends it, with or without a name.
+    fn is_ping(&self) -> bool {
+        const PING_BYTES_MAX: usize = 64;
+        self.event == "ping"
+            || self.data.len() <= PING_BYTES_MAX
+                && json::parse(self.data)
+                    .is_ok_and(|data| data.get("type").and_then(json::Raw::as_str).is_some_and(|kind| kind.is("ping")))
+    }
+}
+
 /// A request that cannot be expressed for the target.
 #[derive(Debug, thiserror::Error)]
 pub enum EncodeError {

@@ -128,6 +128,7 @@ pub struct Sniffer {
     /// An event was too long to look at: what follows is relayed unseen.
     is_blind: bool,
     is_visible: bool,
+    n_events: u64,
     outcome: Option<Outcome>,
     usage: Option<Usage>,
     states: States,
@@ -202,6 +203,7 @@ impl Sniffer {
         while !self.is_blind && !self.is_body() {
             match self.framer.next(&mut chunk) {
                 Ok(Some(frame)) => {
+                    self.n_events += u64::from(!frame.is_ping());
                     let seen = look(frame, &self.account, &mut self.states);
                     self.note(seen);
                 }
@@ -209,7 +211,14 @@ impl Sniffer {
                 Err(sse::FrameTooLong) => self.go_blind(),
             }
         }
+        // Then any piece may be one.
+        self.n_events += u64::from(self.is_blind || self.is_body());
         self.progress()
+    }
+
+    /// Events so far that say more than that the provider is alive, as comments and pings do.
+    pub fn n_events(&self) -> u64 {
+        self.n_events
     }
 
     /// How far the stream has come. `visible` means that it holds more than its head.

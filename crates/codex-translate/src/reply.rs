@@ -140,6 +140,7 @@ struct Rest {
     may_be_mended: bool,
     unreadable_frames: u64,
     first_unreadable: Option<String>,
+    n_events: u64,
     tools: ToolTable,
 }
 
@@ -160,6 +161,7 @@ impl Reply {
             may_be_mended: continuations_left > 0,
             unreadable_frames: 0,
             first_unreadable: None,
+            n_events: 0,
             tools,
         };
         Self { input: Input::new(framing), rest }
@@ -193,6 +195,11 @@ impl Reply {
     /// How far the answer has come.
     pub fn progress(&self) -> Progress {
         Progress { visible: self.rest.emitter.is_visible(), finished: self.rest.emitter.is_over() }
+    }
+
+    /// Events so far, over all attempts, that say more than that the provider is alive, as comments and pings do.
+    pub fn n_events(&self) -> u64 {
+        self.rest.n_events
     }
 
     /// Whether the answer has reached the provider's output limit in the middle of a text, and the rest may be asked for
@@ -320,6 +327,7 @@ impl Reply {
                     return Err(FrameTooLong);
                 }
                 body.extend_from_slice(chunk);
+                self.rest.n_events += 1; // any piece may be one
             }
         }
         Ok(())
@@ -363,6 +371,7 @@ impl Rest {
     }
 
     fn frame(&mut self, frame: Frame<'_>, out: &mut Vec<u8>) {
+        self.n_events += u64::from(!frame.is_ping());
         let mut deltas = std::mem::take(&mut self.deltas);
         if let Err(DecodeError::Json { excerpt }) = self.decoder.frame(frame, &mut deltas) {
             self.unreadable_frames += 1;

@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::serve::Drain;
 use crate::turn::{self, Begun, Desk, Ended as TurnEnded, Exchange};
-use crate::upstream::Answer;
+use crate::upstream::{Answer, Patience};
 use crate::worker::Worker;
 use crate::{answer, upstream};
 
@@ -60,6 +60,15 @@ impl Relay {
                 sniffer.feed(chunk);
             }
             Self::Ended(_) => {}
+        }
+    }
+
+    /// Events so far that say more than that the provider is alive.
+    pub(crate) fn n_events(&self) -> u64 {
+        match self {
+            Self::Translated(reply) => reply.n_events(),
+            Self::Native(sniffer) => sniffer.n_events(),
+            Self::Ended(_) => 0,
         }
     }
 
@@ -125,7 +134,7 @@ pub(crate) struct TurnStream {
     worker: Arc<Worker>,
     desk: Desk,
     state: State,
-    idle_timeout: Duration,
+    patience: Patience,
     active_at: Instant,
     keepalive_at: Instant,
     /// When the next of these is due: what follows is read, a keepalive is sent, the provider has been silent too long.
@@ -184,7 +193,7 @@ impl TurnStream {
             worker,
             desk,
             state,
-            idle_timeout,
+            patience: Patience::new(idle_timeout, 0),
             active_at: now,
             keepalive_at: now + KEEPALIVE_INTERVAL,
             timer: Box::pin(tokio::time::sleep(KEEPALIVE_INTERVAL.min(idle_timeout))),
@@ -229,7 +238,15 @@ impl TurnStream {
         }
         if is_active {
             let since = std::mem::replace(&mut self.active_at, Instant::now());
-            self.keepalive_at = self.active_at + KEEPALIVE_INTERVAL;
+            if let State::Flowing(relay, _) = &self.state {
+                self.patience.heard(self.active_at, relay.n_events());
+            }
+            // What is held back, or not shown, is silence for Codex.
+            if out.is_empty() {
+                self.look_at_clock(self.active_at, &mut out);
+            } else {
+                self.keepalive_at = self.active_at + KEEPALIVE_INTERVAL;
+            }
             let is_flowing = matches!(self.state, State::Flowing(..));
             if let Some(pause) = self.pace.pause(self.active_at.duration_since(since), out.len())
                 && is_flowing
@@ -334,20 +351,28 @@ impl TurnStream {
             return;
         }
         while self.timer.as_mut().poll(ctx).is_ready() {
-            let now = Instant::now();
-            // While the exchange runs it watches its own deadlines.
-            let idle_at = matches!(self.state, State::Flowing(..)).then(|| self.active_at + self.idle_timeout);
-            if idle_at.is_some_and(|idle_at| now >= idle_at) {
-                self.end(EndCause::Failed(upstream::silent(self.idle_timeout)), out);
+            self.look_at_clock(Instant::now(), out);
+            if matches!(self.state, State::Ended) {
                 return;
             }
-            if now >= self.keepalive_at {
-                self.keepalive(out);
-                self.keepalive_at = now + KEEPALIVE_INTERVAL;
-            }
-            let next = idle_at.map_or(self.keepalive_at, |idle_at| idle_at.min(self.keepalive_at));
+            let next = self.ends_at().map_or(self.keepalive_at, |ends_at| ends_at.min(self.keepalive_at));
             self.timer.as_mut().reset(next);
         }
+    }
+
+    /// Ends an answer that is waited for in vain, and sends a keepalive when it is due.
+    fn look_at_clock(&mut self, now: Instant, out: &mut Vec<u8>) {
+        if self.ends_at().is_some_and(|ends_at| now >= ends_at) {
+            self.end(EndCause::Failed(self.patience.failure()), out);
+        } else if now >= self.keepalive_at {
+            self.keepalive(out);
+            self.keepalive_at = now + KEEPALIVE_INTERVAL;
+        }
+    }
+
+    /// When the answer is no longer waited for. While the exchange runs it watches its own deadlines.
+    fn ends_at(&self) -> Option<Instant> {
+        matches!(self.state, State::Flowing(..)).then(|| self.patience.ends_at())
     }
 
     fn keepalive(&mut self, out: &mut Vec<u8>) {

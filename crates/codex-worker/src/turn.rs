@@ -41,7 +41,7 @@ use crate::exhausted::Fingerprint;
 use crate::models::UnknownModel;
 use crate::serve::Drain;
 use crate::stream::{Relay, TurnStream, read_tail};
-use crate::upstream::Answer;
+use crate::upstream::{Answer, Patience};
 use crate::worker::{Worker, now_unix_ms};
 use crate::{body, target, upstream};
 
@@ -319,6 +319,15 @@ impl Sheet {
             return None;
         }
         self.reply.take().map(|reply| Ok(Relay::Translated(reply)))
+    }
+
+    /// Events so far that say more than that the provider is alive.
+    fn n_events(&self) -> u64 {
+        match (&self.native, &self.reply) {
+            (Some((sniffer, _)), _) => sniffer.n_events(),
+            (None, Some(reply)) => reply.n_events(),
+            (None, None) => 0,
+        }
     }
 
     /// The body has ended with nothing visible: empty, or so short that it is complete only with its end.
@@ -805,28 +814,28 @@ fn note(desk: &Desk, failure: &Failure) {
 
 /// Asks the provider once and reads until something can be shown, or the answer has failed.
 ///
-/// The answer has to begin in the plan's time. After its first bytes only silence counts, for as long as in a stream that
-/// is shown: a call is held until it is whole and thinking may be hidden, and either may take minutes.
+/// The answer has to begin in the plan's time. After its first bytes the [`Patience`] of a stream that is shown counts: a
+/// call is held until it is whole and thinking may be hidden, and either may take minutes.
 async fn attempt(worker: &Worker, desk: &Desk, plan: &Plan<'_, '_>, key: Option<&Secret>) -> Result<Begun, Failure> {
     let (deadline, late) = plan.deadline(worker);
     let mut body = answered(worker, desk, plan, key, deadline).await.map_err(|_| late())??;
     desk.lock().start_attempt(plan);
     let idle_timeout = Duration::from_secs(worker.endpoint.limits.idle_timeout_s);
-    let mut has_begun = false;
+    let mut patience: Option<Patience> = None;
     loop {
-        let frame = if has_begun {
-            tokio::time::timeout(idle_timeout, body.frame()).await.map_err(|_| upstream::silent(idle_timeout))?
-        } else {
-            tokio::time::timeout_at(deadline, body.frame()).await.map_err(|_| late())?
-        };
+        let ends_at = patience.as_ref().map_or(deadline, Patience::ends_at);
+        let frame = tokio::time::timeout_at(ends_at, body.frame()).await;
+        let frame = frame.map_err(|_| patience.as_ref().map_or_else(&late, Patience::failure))?;
         let relay = match frame {
             Some(Ok(frame)) => {
-                has_begun = true;
                 let Ok(data) = frame.into_data() else { continue };
-                match desk.lock().feed(&data) {
-                    Some(begun) => begun?,
-                    None => continue,
-                }
+                let mut sheet = desk.lock();
+                let patience = patience.get_or_insert_with(|| Patience::new(idle_timeout, sheet.n_events()));
+                let Some(begun) = sheet.feed(&data) else {
+                    patience.heard(Instant::now(), sheet.n_events());
+                    continue;
+                };
+                begun?
             }
             Some(Err(error)) => {
                 return Err(upstream::broken(Trouble::Broke, &format!("the connection broke: {error}")));
@@ -869,11 +878,12 @@ async fn whole(worker: &Worker, desk: &Desk, begun: Begun) -> Response<Body> {
     let idle_timeout = Duration::from_secs(worker.endpoint.limits.idle_timeout_s);
     let mut stream = std::mem::take(&mut desk.lock().ready);
     desk.lock().account.first_event();
+    let mut patience = Patience::new(idle_timeout, relay.n_events());
     let summary = loop {
         if relay.is_finished() {
             break relay.end(EndCause::Eof, &mut stream);
         }
-        let frame = tokio::time::timeout(idle_timeout, upstream.frame()).await;
+        let frame = tokio::time::timeout_at(patience.ends_at(), upstream.frame()).await;
         let cause = match frame {
             Ok(Some(Ok(frame))) => {
                 let Ok(data) = frame.into_data() else { continue };
@@ -881,6 +891,7 @@ async fn whole(worker: &Worker, desk: &Desk, begun: Begun) -> Response<Body> {
                     EndCause::Failed(too_large())
                 } else {
                     relay.feed(&data, &mut stream);
+                    patience.heard(Instant::now(), relay.n_events());
                     continue;
                 }
             }
@@ -888,7 +899,7 @@ async fn whole(worker: &Worker, desk: &Desk, begun: Begun) -> Response<Body> {
                 EndCause::Failed(upstream::broken(Trouble::Broke, &format!("the connection broke: {error}")))
             }
             Ok(None) => EndCause::Eof,
-            Err(_) => EndCause::Failed(upstream::silent(idle_timeout)),
+            Err(_) => EndCause::Failed(patience.failure()),
         };
         break relay.end(cause, &mut stream);
     };

@@ -22,6 +22,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
 pub(crate) use self::connections::Answer;
 use self::connections::{Connections, Connector, SendError};
@@ -296,9 +297,56 @@ pub(crate) fn broken(trouble: Trouble, message: &str) -> Failure {
     Failure::of_connection(trouble, redact::redact(message).into_owned())
 }
 
-/// An answer that had begun, of which nothing came any more for the whole idle time.
-pub(crate) fn silent(idle_timeout: Duration) -> Failure {
-    broken(Trouble::Silent, &format!("the provider was silent for {} s", idle_timeout.as_secs()))
+/// Idle timeouts for which a provider may say no more than that it is alive.
+const ALIVE_IDLE_TIMEOUTS: u32 = 2;
+
+/// How long an answer that has begun is waited for: an idle timeout where nothing comes at all, and
+/// [`ALIVE_IDLE_TIMEOUTS`] of them where only comments and pings do. Gateways send those while a provider has their
+/// request in its queue, or has lost it.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    idle_timeout: Duration,
+    n_events: u64,
+    event_at: Instant,
+    heard_at: Instant,
+}
+
+impl Patience {
+    /// The answer begins now, after `n_events` of attempts before it.
+    pub(crate) fn new(idle_timeout: Duration, n_events: u64) -> Self {
+        let now = Instant::now();
+        Self { idle_timeout, n_events, event_at: now, heard_at: now }
+    }
+
+    /// Something came at `now`, with which there are `n_events`.
+    pub(crate) fn heard(&mut self, now: Instant, n_events: u64) {
+        self.heard_at = now;
+        if n_events != self.n_events {
+            (self.n_events, self.event_at) = (n_events, now);
+        }
+    }
+
+    /// When it ends, if nothing more comes.
+    pub(crate) fn ends_at(&self) -> Instant {
+        (self.heard_at + self.idle_timeout).min(self.event_at + self.alive_timeout())
+    }
+
+    /// Why it has ended.
+    pub(crate) fn failure(&self) -> Failure {
+        let is_silent = self.heard_at + self.idle_timeout <= self.event_at + self.alive_timeout();
+        broken(
+            Trouble::Silent,
+            &if is_silent {
+                format!("the provider was silent for {} s", self.idle_timeout.as_secs())
+            } else {
+                format!("the provider said no more than that it is alive for {} s", self.alive_timeout().as_secs())
+            },
+        )
+    }
+
+    fn alive_timeout(&self) -> Duration {
+        self.idle_timeout * ALIVE_IDLE_TIMEOUTS
+    }
 }
 
 /// The roots that Mozilla trusts and those that this machine trusts: company proxies bring their own.
@@ -321,6 +369,23 @@ fn tls_config() -> Result<rustls::ClientConfig, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn silence_ends_patience_and_signs_of_life_alone_do_a_while_later() {
+        let idle = Duration::from_secs(10);
+        let mut patience = Patience::new(idle, 3);
+        let start = patience.event_at;
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(patience.ends_at(), at(10));
+        assert!(patience.failure().message.contains("was silent for 10 s"));
+        patience.heard(at(9), 3);
+        assert_eq!(patience.ends_at(), at(19));
+        patience.heard(at(18), 3);
+        assert_eq!(patience.ends_at(), at(20), "nothing but signs of life");
+        assert!(patience.failure().message.contains("alive for 20 s"), "{:?}", patience.failure());
+        patience.heard(at(19), 4);
+        assert_eq!(patience.ends_at(), at(29));
+    }
 
     #[test]
     fn the_environment_says_which_providers_are_behind_a_proxy() {
