@@ -312,7 +312,14 @@ fn a_worker_that_uses_much_memory_is_replaced_without_a_dropped_stream() {
         http::request(address, "POST", "/v1/responses", &headers, &body).unwrap().text()
     };
     std::thread::scope(|scope| {
-        let streams: Vec<_> = (0..STREAMS).map(|_| scope.spawn(post)).collect();
+        // One after the other: all at once they keep an unoptimized worker from showing that it is alive.
+        let streams: Vec<_> = (1..=STREAMS)
+            .map(|n| {
+                let stream = scope.spawn(post);
+                until("the provider to be asked", LONG, || (provider.requests().len() >= n).then_some(()));
+                stream
+            })
+            .collect();
         let after = until("another worker", LONG, || {
             let now = home.endpoint("scripted");
             (now.state == EndpointState::Running && now.generation > before.generation).then_some(now)
