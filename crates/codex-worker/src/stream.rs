@@ -341,7 +341,7 @@ impl TurnStream {
         Poll::Ready(())
     }
 
-    /// Keepalives, the idle limit and the end of this worker, all looked at only while the provider is silent.
+    /// Keepalives, the end of patience and of this worker, looked at while nothing has come of what the provider sends.
     fn poll_clock(&mut self, ctx: &mut Context<'_>, out: &mut Vec<u8>) {
         if matches!(self.state, State::Ended) {
             return;
