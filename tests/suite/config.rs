@@ -145,7 +145,8 @@ fn the_file_comes_back_without_a_supervisor() {
 /// Variable with the number of desktops that are killed, and their number without it; scripts/desktop.sh sets it.
 const ROUNDS: (&str, u32) = ("E2E_DESKTOP_ROUNDS", 6);
 
-/// The stand-in: `$DESKTOP_TASK` is Codex's prompt, if there is one; a file `quit` closes it.
+/// The stand-in: `$DESKTOP_TASK` is Codex's prompt, if there is one; its arguments are in `open` as soon as there is such a
+/// file; a file `quit` closes it.
 const DESKTOP: &str = r#"#!/bin/sh
 cp "$CODEX_HOME/config.toml" "$HOME/seen.toml"
 if [ -n "$DESKTOP_TASK" ]; then
@@ -153,7 +154,7 @@ if [ -n "$DESKTOP_TASK" ]; then
     < /dev/null > "$HOME/task.out" 2> "$HOME/task.err"
   echo $? > "$HOME/task.code"
 fi
-echo "$@" > "$HOME/open"
+echo "$@" > "$HOME/opening"; mv "$HOME/opening" "$HOME/open"
 until [ -e "$HOME/quit" ]; do sleep 0.02; done
 exit 3
 "#;
