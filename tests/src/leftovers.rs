@@ -61,12 +61,16 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+    use crate::home::DEADLINE;
+    use crate::until;
 
     #[test]
     fn a_process_is_found_by_its_home_until_it_ends() {
         let home = tempfile::tempdir().unwrap();
         let mut child = Command::new("cat").env("HOME", home.path()).stdin(Stdio::piped()).spawn().unwrap();
-        let found = processes(home.path());
+        // Between its old program and its new one a process shows no environment.
+        let found =
+            until("it to be found", DEADLINE, || Some(processes(home.path())).filter(|found| !found.is_empty()));
         assert_eq!(found.iter().map(|left| left.process.identity().pid).collect::<Vec<_>>(), [child.id()]);
         assert!(!found[0].process.has_ended());
         drop(child.stdin.take());

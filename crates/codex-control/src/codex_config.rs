@@ -41,6 +41,7 @@ use self::swap::{Disk, Found, Swapped};
 use crate::EndpointId;
 use crate::files::{self, FileError, PRIVATE_FILE_MODE, folder_of};
 use crate::paths::Paths;
+use crate::process::Identity;
 use crate::report::Hinted;
 
 pub use self::journal::{BACKUPS_MAX, BACKUPS_YOUNG_MAX, Holder};
@@ -334,6 +335,19 @@ impl CodexConfig {
             state.holders.retain(|known| known.id != holder.id);
             state.holders.push(holder);
             state.is_suspended = false;
+        })
+    }
+
+    /// The holder `id` lasts as long as `process`, too. Nothing else changes: not who decides, and what was let go or
+    /// taken out meanwhile stays so.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; the holder is remembered as before.
+    pub fn extend(&self, id: &str, process: Identity) -> Result<Outcome, ConfigError> {
+        self.change(Manner::Tidying, |state| {
+            if let Some(holder) = state.holders.iter_mut().find(|holder| holder.id == id) {
+                holder.processes.push(process);
+            }
         })
     }
 

@@ -174,8 +174,8 @@ pub struct Patience {
 pub fn end(mut members: impl FnMut() -> Vec<Process>, patience: Patience) -> Ended {
     let mut asked: HashSet<Identity> = HashSet::new();
     let mut killed: HashSet<Identity> = HashSet::new();
-    let kill_at = Instant::now() + patience.term;
-    let give_up_at = kill_at + patience.kill;
+    // From the first look that finds somebody: however late we come to it, nobody is killed who was not asked.
+    let mut kill_at = None;
     let mut was_empty = false;
     let left = loop {
         let present = members();
@@ -189,6 +189,8 @@ pub fn end(mut members: impl FnMut() -> Vec<Process>, patience: Patience) -> End
         }
         was_empty = false;
         let now = Instant::now();
+        let kill_at = *kill_at.get_or_insert(now + patience.term);
+        let give_up_at = kill_at + patience.kill;
         if now >= give_up_at {
             break present.iter().map(|process| process.identity().clone()).collect();
         }
@@ -209,10 +211,16 @@ pub fn end(mut members: impl FnMut() -> Vec<Process>, patience: Patience) -> End
 mod tests {
     use std::io::{BufRead, BufReader};
     use std::process::{Child, Command, Stdio};
+    use std::thread;
 
     use super::*;
 
-    const PATIENCE: Patience = Patience { term: Duration::from_millis(200), kill: Duration::from_secs(20) };
+    /// Longest wait for what comes in the end.
+    const DEADLINE: Duration = Duration::from_mins(1);
+    /// For those who would wait for ever.
+    const SHORT: Patience = Patience { term: Duration::from_millis(200), kill: DEADLINE };
+    /// For those who end when they are asked, however slow the machine is.
+    const LONG: Patience = Patience { term: DEADLINE, kill: DEADLINE };
 
     /// A shell that has started what `script` says once it has printed a line.
     fn started(script: &str) -> (Child, Process) {
@@ -231,7 +239,7 @@ mod tests {
         assert_eq!(found.len(), 3);
         assert_eq!(found[0].parent(), Some(shell.id()));
         assert!(found[1..].iter().all(|child| child.parent() == Some(found[0].identity().pid)));
-        let ended = end(|| below(&root, &Spared::default()), PATIENCE);
+        let ended = end(|| below(&root, &Spared::default()), LONG);
         assert_eq!((ended.n_killed, ended.left), (0, Vec::new()));
         shell.wait().unwrap();
         assert!(bystander.try_wait().unwrap().is_none(), "it was nobody's child there");
@@ -242,7 +250,17 @@ mod tests {
     #[test]
     fn who_ignores_term_is_killed() {
         let (mut shell, root) = started("(trap '' TERM; sleep 1000 & echo; wait) & wait");
-        let ended = end(|| below(&root, &Spared::default()), PATIENCE);
+        // Busy for longer than the patience before it has found anybody.
+        let mut is_late = true;
+        let members = || {
+            let begun_at = Instant::now();
+            while is_late && begun_at.elapsed() < SHORT.term {
+                thread::park_timeout(SHORT.term);
+            }
+            is_late = false;
+            below(&root, &Spared::default())
+        };
+        let ended = end(members, SHORT);
         assert_eq!(ended, Ended { n_asked: 2, n_killed: 2, left: Vec::new() });
         shell.wait().unwrap();
     }
@@ -254,9 +272,14 @@ mod tests {
         assert_eq!(below(&root, &Spared { programs: vec![shell_program] }).len(), 3, "not this one");
         let sh = fs::read_link(format!("/proc/{}/exe", shell.id())).unwrap();
         let spared = Spared { programs: vec![sh] };
-        assert_eq!(below(&root, &spared).len(), 1);
-        assert_eq!(end(|| below(&root, &spared), PATIENCE).n_asked, 1);
-        end(|| below(&root, &Spared::default()), PATIENCE);
+        // A child is the shell's program, too, until it has become its own.
+        let deadline = Instant::now() + DEADLINE;
+        while below(&root, &spared).len() != 1 {
+            assert!(Instant::now() < deadline, "{:?}", below(&root, &spared));
+            thread::yield_now();
+        }
+        assert_eq!(end(|| below(&root, &spared), LONG).n_asked, 1);
+        end(|| below(&root, &Spared::default()), LONG);
         shell.wait().unwrap();
     }
 

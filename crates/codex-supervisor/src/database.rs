@@ -249,11 +249,15 @@ impl Database {
     }
 
     /// Writes what is left and waits for it, a bounded time: an end is not held up by a disk.
-    pub(crate) fn close(mut self) {
+    pub(crate) fn close(self) {
+        self.close_within(CLOSE_WITHIN);
+    }
+
+    fn close_within(mut self, within: Duration) {
         self.flush();
         drop(self.jobs.take());
         // Nothing is ever sent: the thread's end is the end of the channel.
-        if self.ended.recv_timeout(CLOSE_WITHIN) == Err(RecvTimeoutError::Timeout) {
+        if self.ended.recv_timeout(within) == Err(RecvTimeoutError::Timeout) {
             warn!("the database does not come to an end, leaving it");
         }
     }

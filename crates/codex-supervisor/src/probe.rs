@@ -73,7 +73,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_a_200_is_health() {
-        let timeout = Duration::from_secs(5);
+        let timeout = Duration::from_mins(1);
         let good = answering(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
         assert!(probe(good, timeout).await.is_ok());
         let bad = answering(b"HTTP/1.1 500 Internal Server Error\r\n\r\n").await;
@@ -91,6 +91,6 @@ mod tests {
         let address = listener.local_addr().unwrap();
         assert!(matches!(probe(address, Duration::from_millis(20)).await, Err(ProbeError::Timeout(_))));
         drop(listener);
-        assert!(matches!(probe(address, Duration::from_secs(5)).await, Err(ProbeError::Connection(_))));
+        assert!(matches!(probe(address, Duration::from_mins(1)).await, Err(ProbeError::Connection(_))));
     }
 }

@@ -52,7 +52,7 @@ mod tests {
         let temporary = folder.path().join(".new.tmp");
         std::fs::write(&temporary, "a = 1").unwrap();
         std::fs::rename(&temporary, folder.path().join("supervisor.toml")).unwrap();
-        let event = tokio::time::timeout(Duration::from_secs(10), events.recv()).await.unwrap();
+        let event = tokio::time::timeout(Duration::from_mins(1), events.recv()).await.unwrap();
         assert!(matches!(event, Some(Event::SettingsTouched)));
         let read = notify::Event::new(EventKind::Access(AccessKind::Open(AccessMode::Any)))
             .add_path(folder.path().join("supervisor.toml"));

@@ -150,7 +150,7 @@ pub(crate) fn watch(worker: WorkerId, process: &Process, mut child: Option<Child
         let oom_kills_before = oom_kills();
         let exit = match pidfd.readable().await {
             Ok(_) => match child.as_mut().map(Child::wait) {
-                Some(Ok(status)) => describe(status, oom_kills_before),
+                Some(Ok(status)) => describe(status, oom_kills() != oom_kills_before),
                 Some(Err(error)) => Exit::unknown(&error),
                 None => Exit::unknown(&"it was started by an earlier supervisor"),
             },
@@ -161,20 +161,20 @@ pub(crate) fn watch(worker: WorkerId, process: &Process, mut child: Option<Child
     Ok(())
 }
 
-fn describe(status: ExitStatus, oom_kills_before: Option<u64>) -> Exit {
+fn describe(status: ExitStatus, is_short_of_memory: bool) -> Exit {
     match (status.code(), status.signal()) {
         (Some(code), _) => Exit { text: format!("exit code {code}"), end: End::Itself, code: Some(code) },
         (None, Some(number)) if number == Signal::KILL.as_raw() => {
             // The kernel kills for want of memory by the same signal. Its count is the machine's, so one that grew may
             // mean another process: then a kill is taken for a crash, which only makes us more careful.
-            if oom_kills() == oom_kills_before {
-                Exit { text: format!("signal {number}"), end: End::Killed, code: None }
-            } else {
+            if is_short_of_memory {
                 Exit {
                     text: format!("signal {number}, while the system was out of memory"),
                     end: End::Itself,
                     code: None,
                 }
+            } else {
+                Exit { text: format!("signal {number}"), end: End::Killed, code: None }
             }
         }
         (None, Some(number)) => Exit { text: format!("signal {number}"), end: End::Itself, code: None },
@@ -192,9 +192,13 @@ fn oom_kills() -> Option<u64> {
 mod tests {
     use std::time::Duration;
 
-    use tokio::sync::mpsc;
+    use tokio::sync::{Mutex, mpsc};
 
     use super::*;
+
+    /// Held while a program is written and started: a process that is started meanwhile would have it open for writing,
+    /// and a program that is can not be started.
+    static WRITES: Mutex<()> = Mutex::const_new(());
 
     fn worker() -> WorkerId {
         WorkerId { endpoint: "zai".parse().unwrap(), generation: 4 }
@@ -204,6 +208,7 @@ mod tests {
     async fn run(script: &str, environment: &[(&str, &str)]) -> (String, Exit) {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("worker");
+        let writes = WRITES.lock().await;
         std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
         let log = folder.path().join("log");
@@ -217,9 +222,10 @@ mod tests {
             credential: &CredentialSource::Env("MY_KEY".to_owned()),
         };
         let (child, process) = start(&launch).unwrap();
+        drop(writes);
         let (queue, mut events) = mpsc::channel(1);
         watch(worker(), &process, Some(child), queue).unwrap();
-        let event = tokio::time::timeout(Duration::from_secs(10), events.recv()).await.unwrap().unwrap();
+        let event = tokio::time::timeout(Duration::from_mins(1), events.recv()).await.unwrap().unwrap();
         let Event::WorkerEnded { worker: ended, pid, exit } = event else { panic!("{event:?}") };
         assert_eq!((ended, pid), (worker(), process.identity().pid));
         (std::fs::read_to_string(log).unwrap(), exit)
@@ -245,8 +251,7 @@ mod tests {
         let (_, exit) = run("kill -SEGV $$", &[]).await;
         assert_eq!(exit, Exit { text: "signal 11".to_owned(), end: End::Itself, code: None });
         let killed = ExitStatus::from_raw(9);
-        assert_eq!(describe(killed, oom_kills()), Exit { text: "signal 9".to_owned(), end: End::Killed, code: None });
-        let out_of_memory = describe(killed, oom_kills().map(|count| count.wrapping_sub(1)));
-        assert_eq!(oom_kills().map(|_| End::Itself), oom_kills().map(|_| out_of_memory.end));
+        assert_eq!(describe(killed, false), Exit { text: "signal 9".to_owned(), end: End::Killed, code: None });
+        assert_eq!(describe(killed, true).end, End::Itself);
     }
 }

@@ -327,6 +327,29 @@ fn a_stopped_supervisor_leaves_the_persons_own_file() {
     assert_eq!(home.read(), with_keys(OWN, "a"));
 }
 
+/// A launcher that is slow to say what it has started.
+#[test]
+fn a_session_that_lasts_longer_changes_nothing_else() {
+    let home = Home::with(OWN);
+    let config = home.config();
+    let own = process::own_identity().unwrap();
+    let other = process::Process::open(1).unwrap().identity().clone();
+    config.hold(Holder { processes: vec![own.clone()], ..holder("a") }).unwrap();
+    config.hold(holder("b")).unwrap();
+    assert_eq!(config.extend("a", other.clone()).unwrap().in_force.unwrap().id, "b", "the last one decides");
+    let processes = |config: &CodexConfig| -> Vec<_> {
+        config.holders().unwrap().into_iter().map(|holder| (holder.id, holder.processes)).collect()
+    };
+    let expected = [("a".to_owned(), vec![own.clone(), other]), ("b".to_owned(), vec![])];
+    assert_eq!(processes(&config), expected);
+    config.suspend().unwrap();
+    config.extend("a", own.clone()).unwrap();
+    assert_eq!(home.read(), OWN, "nobody serves it");
+    config.restore().unwrap();
+    assert_eq!(config.extend("a", own).unwrap(), Outcome::default());
+    assert_eq!((home.read(), processes(&config)), (OWN.to_owned(), vec![]), "the person has taken it out");
+}
+
 #[test]
 fn what_the_person_edits_away_stays_away_until_they_ask_again() {
     let home = Home::with(OWN);

@@ -187,18 +187,17 @@ fn holding(
         processes: vec![own],
         since_ms: text::now_ms(),
     };
-    config.hold(holder.clone())?;
-    let mut processes = holder.processes.clone();
+    let id = holder.id.clone();
+    config.hold(holder)?;
     // If we are killed, it lasts as long as what we have started.
     let started = |identity: &Identity| {
-        processes.push(identity.clone());
-        if let Err(error) = config.hold(Holder { processes: processes.clone(), ..holder.clone() }) {
+        if let Err(error) = config.extend(&id, identity.clone()) {
             let (message, hint) = Failure::from(error).into_parts();
             ctx.output.warn(&message, hint.as_deref());
         }
     };
     let result = session::run(ctx, client, plan, |_| make(), started);
-    match config.release(&holder.id) {
+    match config.release(&id) {
         Ok(outcome) => {
             if let Some(aside) = codex_config::aside(&outcome) {
                 ctx.output.warn(&aside, None);
