@@ -100,11 +100,29 @@ impl Process {
         any_ends_within(std::slice::from_ref(self), timeout)
     }
 
+    /// What its first thread is doing; `None` if it has ended.
+    pub fn activity(&self) -> Option<Activity> {
+        let pid = self.identity.pid;
+        let stat = Stat::read_from(&format!("/proc/{pid}/task/{pid}/stat")).ok()?;
+        let ticks_per_second = rustix::param::clock_ticks_per_second().max(1);
+        let processor_time = Duration::from_millis(stat.processor_ticks.saturating_mul(1000) / ticks_per_second);
+        (!self.has_ended()).then_some(Activity { is_runnable: stat.state == b'R', processor_time })
+    }
+
     /// The number of its parent; `None` if it has ended.
     pub fn parent(&self) -> Option<u32> {
         let stat = Stat::read(self.identity.pid).ok()?;
         (!self.has_ended()).then_some(stat.parent)
     }
+}
+
+/// What a thread is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Activity {
+    /// Whether it runs, or would if it got a processor. Not: it waits for something, or is stopped.
+    pub is_runnable: bool,
+    /// Time it has had a processor since it began, to a hundredth of a second.
+    pub processor_time: Duration,
 }
 
 /// Waits until one of `processes` ends, at most `timeout`; says whether one has.
@@ -139,18 +157,26 @@ fn boot_id() -> io::Result<&'static str> {
 /// What `/proc/PID/stat` says, of whoever has the number now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
+    /// State, a letter (field 3).
+    pub(crate) state: u8,
     /// Number of the parent (field 4).
     pub(crate) parent: u32,
     /// Number of the process group (field 5).
     pub(crate) group: u32,
+    /// Processor time in clock ticks, its own and the kernel's for it (fields 14 and 15).
+    pub(crate) processor_ticks: u64,
     /// Start time in clock ticks since boot (field 22).
     pub(crate) start_ticks: u64,
 }
 
 impl Stat {
     pub(crate) fn read(pid: u32) -> io::Result<Self> {
+        Self::read_from(&format!("/proc/{pid}/stat"))
+    }
+
+    fn read_from(path: &str) -> io::Result<Self> {
         // As bytes: a program may have any name.
-        let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
+        let stat = std::fs::read(path)?;
         Self::parse(&stat).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "`/proc/PID/stat` is unknown"))
     }
 
@@ -159,10 +185,13 @@ impl Stat {
         // last. What follows is ASCII; field 3 is the first of it.
         let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
         let mut fields = std::str::from_utf8(&stat[after_name..]).ok()?.split_ascii_whitespace();
-        let parent = fields.nth(4 - 3)?.parse().ok()?;
+        let state = *fields.next()?.as_bytes().first()?;
+        let parent = fields.next()?.parse().ok()?;
         let group = fields.next()?.parse().ok()?;
-        let start_ticks = fields.nth(22 - 6)?.parse().ok()?;
-        Some(Self { parent, group, start_ticks })
+        let user_ticks: u64 = fields.nth(14 - 6)?.parse().ok()?;
+        let kernel_ticks: u64 = fields.next()?.parse().ok()?;
+        let start_ticks = fields.nth(22 - 16)?.parse().ok()?;
+        Some(Self { state, parent, group, processor_ticks: user_ticks.saturating_add(kernel_ticks), start_ticks })
     }
 }
 
@@ -185,8 +214,37 @@ mod tests {
     #[test]
     fn the_name_of_a_program_does_not_confuse() {
         let stat = b"7 (a) R 9 (\xff) S 5 7 7 0 -1 4194560 1 0 0 0 1 2 0 0 20 0 1 0 4711 8 9\n";
-        assert_eq!(Stat::parse(stat), Some(Stat { parent: 5, group: 7, start_ticks: 4711 }));
+        assert_eq!(
+            Stat::parse(stat),
+            Some(Stat { state: b'S', parent: 5, group: 7, processor_ticks: 3, start_ticks: 4711 })
+        );
         assert_eq!(Stat::parse(b"7 (a) S 5"), None);
+    }
+
+    #[test]
+    fn whoever_waits_is_told_from_whoever_computes() {
+        let mut waiting = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let mut computing = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let look = |child: &std::process::Child, is_runnable: bool, least: Duration| {
+            let process = Process::open(child.id()).unwrap();
+            let deadline = std::time::Instant::now() + Duration::from_mins(1);
+            loop {
+                let seen = process.activity().unwrap();
+                if seen.is_runnable == is_runnable && seen.processor_time >= least {
+                    return process;
+                }
+                assert!(std::time::Instant::now() < deadline, "{seen:?}");
+            }
+        };
+        look(&waiting, false, Duration::ZERO);
+        let process = look(&computing, true, Duration::from_millis(20));
+        assert!(process.signal(Signal::STOP).unwrap());
+        look(&computing, false, Duration::from_millis(20));
+        for child in [&mut waiting, &mut computing] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(process.activity(), None);
     }
 
     #[test]

@@ -32,7 +32,8 @@ pub struct Spared {
 }
 
 impl Spared {
-    fn covers(&self, process: &Process) -> bool {
+    /// Whether `process` runs one of them; not if it has ended.
+    pub fn covers(&self, process: &Process) -> bool {
         // Unreadable: it has ended, or belongs to somebody whom we could not signal either.
         let Ok(program) = fs::read_link(format!("/proc/{}/exe", process.identity().pid)) else { return false };
         // After an upgrade the file it runs is no longer in its folder; the kernel says so behind its name.

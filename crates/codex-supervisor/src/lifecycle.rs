@@ -19,6 +19,7 @@
 //! reported back and is adopted, or has been ended.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::time::{Duration, Instant};
 
 use codex_control::ipc::{HEARTBEAT_INTERVAL, HEARTBEATS_MISSED_MAX};
@@ -30,6 +31,12 @@ pub(crate) const START_WITHIN: Duration = Duration::from_secs(15);
 /// Silence after which a worker counts as stuck: the missed heartbeats, and a little for a busy machine.
 pub(crate) const STUCK_AFTER: Duration =
     HEARTBEAT_INTERVAL.saturating_mul(HEARTBEATS_MISSED_MAX).saturating_add(Duration::from_millis(250));
+/// Silence after which it is looked at what the worker does, so that it is known at [`STUCK_AFTER`] what it did since.
+const SUSPECT_AFTER: Duration = STUCK_AFTER.saturating_sub(HEARTBEAT_INTERVAL.saturating_mul(2));
+/// Time that a worker which gets no processor is given before it is looked at again.
+const EXCUSED_FOR: Duration = Duration::from_millis(250);
+/// The longest such times of one silence together: whoever gets no processor for so long serves nobody.
+const EXCUSED_MAX: Duration = Duration::from_secs(8);
 /// Time a replaced worker has for its running answers, which nearly all turns need only a part of. After it, a stream
 /// is told to try again, and the next worker is there.
 pub(crate) const HANDOVER_WITHIN: Duration = Duration::from_mins(10);
@@ -91,6 +98,11 @@ pub(crate) enum Command {
         generation: u64,
         /// Why.
         because: KillReason,
+    },
+    /// Look whether a silent worker gets a processor, and say so with [`Lifecycle::examined`].
+    Examine {
+        /// Its number.
+        generation: u64,
     },
     /// Ask the endpoint for its health.
     Probe {
@@ -179,12 +191,28 @@ struct Worker {
     heard_at: Instant,
     /// Whether its signs of life are not understood: then it is not missed.
     is_mute: bool,
+    silence: Silence,
+}
+
+/// What is thought of a worker's silence since it was heard last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Silence {
+    /// Whether it was looked at.
+    is_examined: bool,
+    /// The times it was given because it got no processor.
+    excused: Duration,
+    is_stuck: bool,
 }
 
 impl Worker {
-    /// When it counts as stuck, if nothing is heard of it.
-    fn silent_at(&self) -> Option<Instant> {
-        (!self.is_mute).then(|| self.heard_at + STUCK_AFTER)
+    fn new(revision: u64, stage: Stage, heard_at: Instant) -> Self {
+        Self { revision, stage, heard_at, is_mute: false, silence: Silence::default() }
+    }
+
+    /// When to look at it, if nothing is heard of it.
+    fn examine_at(&self) -> Option<Instant> {
+        let after = if self.silence.is_examined { STUCK_AFTER + self.silence.excused } else { SUSPECT_AFTER };
+        (!self.is_mute).then(|| self.heard_at + after)
     }
 }
 
@@ -345,8 +373,8 @@ impl Lifecycle {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let stages = self.workers.values().filter_map(|worker| match worker.stage {
             Stage::Orphan { until } | Stage::Starting { until } | Stage::Terminating { until, .. } => Some(until),
-            Stage::Serving => worker.silent_at(),
-            Stage::Draining { until } => Some(worker.silent_at().map_or(until, |silent_at| until.min(silent_at))),
+            Stage::Serving => worker.examine_at(),
+            Stage::Draining { until } => Some(worker.examine_at().map_or(until, |examine_at| until.min(examine_at))),
             Stage::Killed { .. } => None,
         });
         let serving = self.serving().is_some();
@@ -406,7 +434,7 @@ impl Lifecycle {
             Stage::Orphan { until: now + ADOPT_WITHIN }
         };
         // One that drains does not dial in any more.
-        let worker = Worker { revision: REVISION_STALE, stage, heard_at: now, is_mute: draining };
+        let worker = Worker { is_mute: draining, ..Worker::new(REVISION_STALE, stage, now) };
         self.generation = self.generation.max(generation);
         self.workers.insert(generation, worker);
     }
@@ -417,7 +445,7 @@ impl Lifecycle {
         if let Some(worker) = self.workers.get_mut(&generation)
             && matches!(worker.stage, Stage::Orphan { .. })
         {
-            *worker = Worker { revision, stage: Stage::Serving, heard_at: now, is_mute: fit == Fit::Mute };
+            *worker = Worker { is_mute: fit == Fit::Mute, ..Worker::new(revision, Stage::Serving, now) };
             self.probe = Probe { due_at: Some(now), ..Probe::default() };
         }
     }
@@ -436,6 +464,7 @@ impl Lifecycle {
         }
         worker.stage = Stage::Serving;
         worker.heard_at = now;
+        worker.silence = Silence::default();
         self.restart_at = None;
         self.probe = Probe { due_at: Some(now), ..Probe::default() };
         true
@@ -457,7 +486,24 @@ impl Lifecycle {
     pub(crate) fn heard(&mut self, now: Instant, generation: u64) {
         if let Some(worker) = self.workers.get_mut(&generation) {
             worker.heard_at = worker.heard_at.max(now);
+            worker.silence = Silence::default();
         }
+    }
+
+    /// A silent worker was looked at. `is_starved`: it would do something, and got too little of a processor for it
+    /// since it was looked at before. Says whether it is given more time for that.
+    pub(crate) fn examined(&mut self, now: Instant, generation: u64, is_starved: bool) -> bool {
+        let Some(worker) = self.workers.get_mut(&generation) else { return false };
+        let is_first = !mem::replace(&mut worker.silence.is_examined, true);
+        if is_first || worker.examine_at().is_none_or(|at| now < at) {
+            return false;
+        }
+        if is_starved && worker.silence.excused < EXCUSED_MAX {
+            worker.silence.excused += EXCUSED_FOR;
+            return true;
+        }
+        worker.silence.is_stuck = true;
+        false
     }
 
     /// A worker has ended. Says whether that was unexpected.
@@ -543,11 +589,19 @@ impl Lifecycle {
     }
 
     fn poll_overdue(&mut self, now: Instant) -> Option<Command> {
+        let is_silent = |worker: &Worker| {
+            matches!(worker.stage, Stage::Serving | Stage::Draining { .. })
+                && !worker.silence.is_stuck
+                && worker.examine_at().is_some_and(|at| now >= at)
+        };
+        if let Some((&generation, _)) = self.workers.iter().find(|(_, worker)| is_silent(worker)) {
+            return Some(Command::Examine { generation });
+        }
         let (generation, reason) = self.workers.iter_mut().find_map(|(&generation, worker)| {
-            let is_silent = worker.silent_at().is_some_and(|silent_at| now >= silent_at);
+            let is_stuck = worker.silence.is_stuck;
             match worker.stage {
                 Stage::Starting { until } if now >= until => Some((generation, Some(KillReason::NeverReady))),
-                Stage::Serving | Stage::Draining { .. } if is_silent => Some((generation, Some(KillReason::Stuck))),
+                Stage::Serving | Stage::Draining { .. } if is_stuck => Some((generation, Some(KillReason::Stuck))),
                 Stage::Orphan { until } | Stage::Draining { until } if now >= until => {
                     let unresolved = worker.stage.is_unresolved();
                     worker.stage = Stage::Terminating { until: now + TERMINATE_WITHIN, unresolved };
@@ -600,14 +654,14 @@ impl Lifecycle {
         if let Some((&generation, worker)) = outdated {
             worker.stage = Stage::Draining { until: now + HANDOVER_WITHIN + DRAIN_SLACK };
             worker.heard_at = worker.heard_at.max(now);
+            worker.silence = Silence::default();
             return Some(Command::Drain { generation, within: HANDOVER_WITHIN });
         }
         if !self.has_fitting() && self.may_spawn() && self.restart_at.is_none_or(|at| now >= at) {
             self.generation += 1;
             self.restart_at = None;
             let stage = Stage::Starting { until: now + START_WITHIN };
-            let worker = Worker { revision, stage, heard_at: now, is_mute: false };
-            self.workers.insert(self.generation, worker);
+            self.workers.insert(self.generation, Worker::new(revision, stage, now));
             return Some(Command::Spawn { generation: self.generation });
         }
         let generation = self.serving()?;

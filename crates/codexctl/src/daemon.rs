@@ -3,6 +3,7 @@
 //! A command that needs the supervisor starts it: by the service manager where our unit is installed, else as a process
 //! of its own session that no terminal and no caller can take along.
 
+use std::io;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -87,8 +88,9 @@ pub(crate) fn start(ctx: &Context, timeout: Duration) -> Result<Client, Failure>
         }
         None => Some(spawn(timeout)?),
     };
-    let mut given_up_at = deadline;
-    let mut watched = started.as_ref();
+    let mut watched = started.as_ref().and_then(Option::as_ref);
+    let has_ended = started.is_some() && watched.is_none();
+    let mut given_up_at = if has_ended { deadline.min(Instant::now() + RIVAL_TIMEOUT) } else { deadline };
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if let Some(client) = answering(ctx, left)? {
@@ -114,19 +116,21 @@ pub(crate) fn start(ctx: &Context, timeout: Duration) -> Result<Client, Failure>
     }
 }
 
-/// Starts a supervisor that belongs to nobody, and holds it until it answers.
+/// Starts a supervisor that belongs to nobody, and holds it until it answers. `None`: it has ended already, like one
+/// that finds another there.
 ///
 /// A program in between makes the session ([`detach`]) and ends at once, so that the supervisor is no child of ours:
 /// `launch` stays as long as Codex does, and ends what its children leave behind.
-fn spawn(timeout: Duration) -> Result<Process, Failure> {
+fn spawn(timeout: Duration) -> Result<Option<Process>, Failure> {
     let failed = |reason: String| Failure::unreachable(format!("the supervisor cannot be started: {reason}"));
     let own = program::own_path().map_err(|error| failed(error.to_string()))?;
     let output =
         program::output_within(Command::new(own).arg(DETACH), timeout).map_err(|error| failed(error.to_string()))?;
     let printed = String::from_utf8_lossy(&output.stdout);
     match printed.trim().parse().ok().filter(|_| output.status.success()).map(Process::open) {
-        Some(Ok(process)) => Ok(process),
-        Some(Err(_)) => Err(failed("it ended at once".to_owned()).hint("`codex-supervisor --foreground` shows why")),
+        Some(Ok(process)) => Ok(Some(process)),
+        Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Some(Err(error)) => Err(failed(format!("it cannot be watched: {error}"))),
         None => {
             let said = program::first_line(&output.stderr);
             let hint = "install it beside `codexctl`: `scripts/install.sh` does";

@@ -10,7 +10,7 @@ use tracing::debug;
 use zbus::Variant;
 
 /// Time for the desktop to take a notification. It is an extra: nobody waits for it, nothing depends on it.
-const NOTIFY_WITHIN: Duration = Duration::from_secs(2);
+const NOTIFY_WITHIN: Duration = Duration::from_secs(10);
 /// How long the desktop shows it.
 const SHOWN_MS: i32 = 15_000;
 /// Longest text that is sent, in bytes; desktops cut earlier.

@@ -15,11 +15,13 @@ const MS: Duration = Duration::from_millis(1);
 struct Bench {
     now: Instant,
     lifecycle: Lifecycle,
+    /// Whether silent workers get no processor.
+    is_starved: bool,
 }
 
 impl Bench {
     fn new() -> Self {
-        Self { now: Instant::now(), lifecycle: Lifecycle::new(LIMITS, 1) }
+        Self { now: Instant::now(), lifecycle: Lifecycle::new(LIMITS, 1), is_starved: false }
     }
 
     /// One that serves with worker 1.
@@ -36,8 +38,19 @@ impl Bench {
         self.lifecycle.ready(self.now, generation);
     }
 
+    /// What is to be done, but for a look at a silent worker, which is done.
     fn commands(&mut self) -> Vec<Command> {
-        std::iter::from_fn(|| self.lifecycle.poll(self.now)).take(100).collect()
+        let mut commands: Vec<Command> = std::iter::from_fn(|| {
+            let command = self.lifecycle.poll(self.now)?;
+            if let Command::Examine { generation } = command {
+                self.lifecycle.examined(self.now, generation, self.is_starved);
+            }
+            Some(command)
+        })
+        .take(100)
+        .collect();
+        commands.retain(|command| !matches!(command, Command::Examine { .. }));
+        commands
     }
 
     /// Lets time pass until a worker is started; returns its number.
@@ -232,6 +245,47 @@ fn a_silent_worker_is_killed_and_replaced_within_two_seconds() {
     assert_eq!(commands, [kill, Command::Spawn { generation: 2 }]);
     assert!(!bench.lifecycle.ended(bench.now, 1, End::Itself), "it was counted when it was killed");
     assert_eq!(bench.lifecycle.restarts_total(), 1);
+}
+
+#[test]
+fn a_worker_that_gets_no_processor_is_given_time_and_not_for_ever() {
+    let kill = Command::Kill { generation: 1, because: KillReason::Stuck };
+    let mut bench = Bench::serving();
+    bench.lifecycle.probed(bench.now, 1, true);
+    bench.is_starved = true;
+    let (most, rest) = (STUCK_AFTER + EXCUSED_FOR, EXCUSED_MAX.saturating_sub(EXCUSED_FOR));
+    let killed = |commands: &[Command]| commands.contains(&kill);
+    assert!(!killed(&bench.pass(most, &[])));
+    bench.lifecycle.heard(bench.now, 1);
+    assert!(!killed(&bench.pass(most, &[])), "all is forgotten when it is heard");
+    assert!(killed(&bench.pass(rest, &[])), "nobody waits for ever");
+    // It got one, and says nothing all the same.
+    let mut bench = Bench::serving();
+    bench.is_starved = true;
+    assert!(!killed(&bench.pass(STUCK_AFTER + MS, &[])));
+    bench.is_starved = false;
+    assert!(killed(&bench.pass(EXCUSED_FOR, &[])));
+}
+
+/// What it did before it was looked at for the first time is not known.
+#[test]
+fn a_silent_worker_is_looked_at_twice() {
+    let mut bench = Bench::serving();
+    bench.lifecycle.probed(bench.now, 1, true);
+    let examine = Command::Examine { generation: 1 };
+    bench.now += SUSPECT_AFTER;
+    assert_eq!(bench.lifecycle.poll(bench.now), Some(examine));
+    assert!(!bench.lifecycle.examined(bench.now, 1, true));
+    assert_eq!(bench.lifecycle.poll(bench.now), None);
+    bench.now += HEARTBEAT_INTERVAL * 2;
+    assert_eq!(bench.lifecycle.deadline(), Some(bench.now));
+    assert_eq!(bench.lifecycle.poll(bench.now), Some(examine));
+    assert!(bench.lifecycle.examined(bench.now, 1, true));
+    assert_eq!(bench.lifecycle.poll(bench.now), None);
+    bench.now += EXCUSED_FOR;
+    assert_eq!(bench.lifecycle.poll(bench.now), Some(examine));
+    assert!(!bench.lifecycle.examined(bench.now, 1, false));
+    assert_eq!(bench.lifecycle.poll(bench.now), Some(Command::Kill { generation: 1, because: KillReason::Stuck }));
 }
 
 #[test]
@@ -465,7 +519,7 @@ impl World {
                     assert!(self.alive.remove(&generation).is_some(), "only the living are killed");
                     bench.lifecycle.ended(bench.now, generation, End::Itself);
                 }
-                Command::Probe { .. } => {}
+                Command::Probe { .. } | Command::Examine { .. } => {}
             }
         }
         // A hanging one accepts nothing, and whoever leaves has been told so before this.

@@ -15,7 +15,7 @@ use codex_control::EndpointId;
 use codex_control::endpoint::Endpoint;
 use codex_control::incident::{self, Observation};
 use codex_control::ipc::{self, Assignment, Counters, FromWorker, Problem, RequestOutcome, RequestReport, ToWorker};
-use codex_control::process::Process;
+use codex_control::process::{Activity, Process};
 use codex_control::report;
 use codex_control::rpc::{EndpointDetail, EndpointState, EndpointStatus};
 use codex_control::settings::Port;
@@ -112,9 +112,21 @@ struct Worker {
     /// Whether it has dialled in and is not told yet what to serve.
     awaits_assignment: bool,
     killed: Option<KillReason>,
+    /// What it was doing when it was looked at because it was silent.
+    examined: Option<(Instant, Activity)>,
 }
 
 impl Worker {
+    /// Looks what it is doing; says whether it would do something and has had a processor for less than half of the time
+    /// since it was looked at before.
+    fn is_starved(&mut self, now: Instant) -> bool {
+        let seen = self.process.activity();
+        let before = std::mem::replace(&mut self.examined, seen.map(|activity| (now, activity)));
+        let (Some(seen), Some((at, before))) = (seen, before) else { return false };
+        let (had, elapsed) = (seen.processor_time.saturating_sub(before.processor_time), now - at);
+        seen.is_runnable && had < elapsed / 2
+    }
+
     fn is_proven(&self) -> bool {
         self.known != Known::Presumed
     }
@@ -213,6 +225,7 @@ impl Managed {
                 is_moving: false,
                 awaits_assignment: false,
                 killed: None,
+                examined: None,
             },
         );
         // A supervisor before us may have ended while it was about to be moved.
@@ -579,6 +592,14 @@ impl Managed {
                 }
                 self.signal(generation, Signal::KILL);
             }
+            Command::Examine { generation } => {
+                let worker = self.workers.get_mut(&generation);
+                let worker_pid = worker.as_ref().map(|worker| worker.process.identity().pid);
+                let is_starved = worker.is_some_and(|worker| worker.is_starved(now));
+                if self.lifecycle.examined(now, generation, is_starved) {
+                    info!(endpoint = %self.id, generation, worker_pid, "a silent worker gets no processor, waiting for it");
+                }
+            }
             Command::Probe { generation } => {
                 let Some(address) = self.address else { return };
                 let worker = WorkerId { endpoint: self.id.clone(), generation };
@@ -655,6 +676,7 @@ impl Managed {
                 is_moving: false,
                 awaits_assignment: false,
                 killed: None,
+                examined: None,
             },
         );
         self.set_apart(generation, services);

@@ -100,6 +100,11 @@ impl Watched {
             members.extend(tree::in_cgroup(&scope.cgroup, &spared));
             members.retain(|member| Some(member.identity()) != launcher);
         }
+        // Whoever has left its parent after the launcher's end is below nobody of ours any more.
+        let has_left = |member: &&Identity| !members.iter().any(|seen| seen.identity() == *member);
+        let left = self.members.iter().filter(has_left).filter_map(|member| Process::open_identity(member).ok());
+        let left: Vec<Process> = left.filter(|process| !process.has_ended() && !spared.covers(process)).collect();
+        members.extend(left);
         let members: BTreeMap<u32, Identity> =
             members.iter().map(|member| (member.identity().pid, member.identity().clone())).collect();
         let members: Vec<Identity> = members.into_values().collect();

@@ -10,6 +10,7 @@ mod notifications;
 mod recovery;
 mod service;
 mod settings;
+mod starving;
 mod supervision;
 
 /// An endpoint section with the given id; `more` are further keys.

@@ -17,6 +17,8 @@ use std::time::Duration;
 use codex_control::files::PRIVATE_FILE_MODE;
 use codex_control::redact::redact;
 use codex_control::session::STDERR_LOG;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::pty::OpenptFlags;
 use rustix::termios::{self, OptionalActions};
@@ -25,8 +27,11 @@ use rustix::termios::{self, OptionalActions};
 const LOG_BYTES_MAX: u64 = 1024 * 1024;
 /// Bytes passed on at once; a line that is longer is copied in pieces.
 const CHUNK_BYTES: usize = 16 * 1024;
-/// Time for the last bytes after Codex and what it left are gone. Only a spared process can still hold the other end.
-const FINISH_WITHIN: Duration = Duration::from_secs(1);
+/// Silence after Codex and what it left are gone that is taken for the end: only a spared process can still hold the other
+/// end. What was written before is there to be read.
+const SILENT_FOR: Duration = Duration::from_secs(1);
+/// Time for the last bytes in all, of a spared process that goes on writing, or to one who does not read.
+const FINISH_WITHIN: Duration = Duration::from_secs(10);
 
 /// Where to, of our own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,26 +72,30 @@ impl To {
 /// The thread that passes on.
 pub(super) struct Tee {
     finished: Receiver<()>,
+    /// Closed when it is to come to an end.
+    going_on: OwnedFd,
 }
 
 impl Tee {
     /// Begins; what is returned with it becomes what Codex writes to. Without a `folder` there is no copy.
     pub(super) fn open(to: To, folder: Option<&Path>) -> io::Result<(Self, Stdio)> {
         let (source, end) = if to.is_terminal() { terminal(to).or_else(|_| pipe())? } else { pipe()? };
+        let (ending, going_on) = pipe()?;
         let (done, finished) = mpsc::channel::<()>();
         let mut log = folder.map(|folder| Log::new(folder.join(STDERR_LOG)));
         // Ends when nobody holds the other end any more, or with this process.
         std::thread::spawn(move || {
-            pass_on(File::from(source), to, log.as_mut());
+            pass_on(File::from(source), &ending, to, log.as_mut());
             // The last line need not have an end; a copy that cannot be written is given up.
             let _ = log.as_mut().map(Log::flush);
             drop(done);
         });
-        Ok((Self { finished }, Stdio::from(end)))
+        Ok((Self { finished, going_on }, Stdio::from(end)))
     }
 
     /// Waits until everything was passed on.
     pub(super) fn finish(self) {
+        drop(self.going_on);
         // Nothing is ever sent: it ends when the thread does, or after the time.
         let _ = self.finished.recv_timeout(FINISH_WITHIN);
     }
@@ -112,9 +121,24 @@ fn terminal(to: To) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((source, end))
 }
 
-fn pass_on(mut source: File, to: To, mut log: Option<&mut Log>) {
+/// Passes on until nobody holds the other end any more, or nothing comes after the other end of `ending` was closed.
+fn pass_on(mut source: File, ending: &OwnedFd, to: To, mut log: Option<&mut Log>) {
+    let silence = Timespec::try_from(SILENT_FOR).ok();
     let mut chunk = [0; CHUNK_BYTES];
+    let mut is_ending = false;
     loop {
+        let mut watched = [PollFd::new(&source, PollFlags::IN), PollFd::new(ending, PollFlags::IN)];
+        let (n_watched, timeout) = if is_ending { (1, silence.as_ref()) } else { (2, None) };
+        match rustix::event::poll(&mut watched[..n_watched], timeout) {
+            Ok(0) => return,
+            Err(Errno::INTR) => continue,
+            Ok(_) => {}
+            Err(_) => return, // the descriptors are ours and good
+        }
+        is_ending |= !watched[1].revents().is_empty();
+        if watched[0].revents().is_empty() {
+            continue;
+        }
         let n = match source.read(&mut chunk) {
             Ok(0) => return,
             Ok(n) => n,
@@ -178,7 +202,28 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
+    use codex_control::process::Process;
+    use rustix::process::Signal;
+
     use super::*;
+
+    #[test]
+    fn whoever_keeps_the_other_end_open_keeps_nobody_waiting_and_nothing_is_lost() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (tee, end) = Tee::open(To::Stderr, Some(folder.path())).expect("there is a pipe");
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 > /dev/null & echo $!; echo one >&2; printf two >&2"]).stderr(end);
+        let output = command.output().expect("it starts");
+        drop(command); // it holds the other end, too
+        let pid = String::from_utf8_lossy(&output.stdout).trim().parse().expect("it says its number");
+        let left = Process::open(pid).expect("it lives");
+        tee.finish();
+        let copy = std::fs::read_to_string(folder.path().join(STDERR_LOG)).expect("there is a copy");
+        assert_eq!(copy, "one\ntwo");
+        assert!(left.signal(Signal::KILL).expect("it is ours"), "it went on holding it");
+    }
 
     #[test]
     fn the_copy_holds_no_secret_and_loses_no_line() {
