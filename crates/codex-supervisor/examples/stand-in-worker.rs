@@ -5,6 +5,8 @@
 //! | `/health` | 200 and its generation (500 when it plays `sick`) |
 //! | `/stream/N` | N lines, one every 20 ms; then a `Finished` report |
 //! | `/outlast/N` | lines until its worker is to end, and N more |
+//! | `/heartbeat` | 200 once it has sent its next heartbeat |
+//! | `/finish/N` | N `Finished` reports at once |
 //! | `/signal/NAME/VALUE/TIMES` | reports that signal so many times |
 //! | `/exit/CODE` | none: it ends with that exit code |
 //! | `/leak/N` | from now on it uses N MiB more every second |
@@ -34,7 +36,7 @@ use futures_util::{SinkExt, StreamExt};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::codec::Framed;
 
 type Socket = Framed<UnixStream, WorkerCodec>;
@@ -56,6 +58,7 @@ struct Shared {
     is_draining: Cell<bool>,
     n_open: Cell<usize>,
     reports: mpsc::UnboundedSender<FromWorker>,
+    beaten: Notify,
 }
 
 fn main() -> ExitCode {
@@ -99,6 +102,7 @@ async fn run() -> ExitCode {
         is_draining: Cell::new(false),
         n_open: Cell::new(0),
         reports,
+        beaten: Notify::new(),
     });
     let problem = (shared.role == "keyless").then(|| Problem {
         message: format!("endpoint `{}` has no key", endpoint.id),
@@ -205,8 +209,12 @@ async fn converse(
                 continue;
             }
         };
+        let is_heartbeat = matches!(message, FromWorker::Heartbeat(_));
         if socket.send(message).await.is_err() {
             return false;
+        }
+        if is_heartbeat {
+            shared.beaten.notify_waiters();
         }
     }
 }
@@ -253,6 +261,9 @@ async fn answer(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     if path == "/v1/responses" {
         println!("asked"); // to the worker's log, where a test finds it
     }
+    if path == "/heartbeat" {
+        shared.beaten.notified().await;
+    }
     if shared.role == "silent" && path != "/health" {
         std::future::pending::<()>().await;
     }
@@ -274,6 +285,10 @@ async fn answer(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    } else if let Some(times) = path.strip_prefix("/finish/").and_then(|times| times.parse::<u32>().ok()) {
+        for _ in 0..times {
+            let _ = shared.reports.send(FromWorker::Finished(Box::new(report())));
         }
     } else if let Some(code) = path.strip_prefix("/exit/").and_then(|code| code.parse().ok()) {
         crash(code);

@@ -89,26 +89,29 @@ pub(crate) fn start(ctx: &Context, timeout: Duration) -> Result<Client, Failure>
         None => Some(spawn(timeout)?),
     };
     let mut watched = started.as_ref().and_then(Option::as_ref);
-    let has_ended = started.is_some() && watched.is_none();
-    let mut given_up_at = if has_ended { deadline.min(Instant::now() + RIVAL_TIMEOUT) } else { deadline };
+    let mut ended_at = (started.is_some() && watched.is_none()).then(Instant::now);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if let Some(client) = answering(ctx, left)? {
             return Ok(client);
         }
-        if Instant::now() >= given_up_at {
-            let what = if started.is_some() && watched.is_none() {
-                "the supervisor ended right after its start".to_owned()
-            } else {
-                format!("the supervisor does not answer {} s after its start", timeout.as_secs())
-            };
+        // A rival that is slow has the lock all the while.
+        let is_alone = || single::holder(&ctx.paths.lock()).is_none();
+        let what = if Instant::now() >= deadline {
+            Some(format!("the supervisor does not answer {} s after its start", timeout.as_secs()))
+        } else if ended_at.is_some_and(|at| at.elapsed() >= RIVAL_TIMEOUT) && is_alone() {
+            Some("the supervisor ended right after its start".to_owned())
+        } else {
+            None
+        };
+        if let Some(what) = what {
             let hint = "`codex-supervisor --foreground` shows why; `codexctl logs` shows what it did last";
             return Err(Failure::unreachable(what).hint(hint));
         }
         match watched {
             Some(process) if wait_readable(&mut [readable(process)], START_PAUSE) => {
                 watched = None;
-                given_up_at = deadline.min(Instant::now() + RIVAL_TIMEOUT);
+                ended_at = Some(Instant::now());
             }
             Some(_) => {}
             None => pause(START_PAUSE),

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use codex_control::paths::Paths;
 use codex_control::process::Process;
+use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -51,7 +53,9 @@ impl Home {
     /// Puts another file with the same program in the place of the worker's, as an upgrade does.
     pub(crate) fn replace_worker(&self) {
         let (present, new) = (self.programs.path().join("codex-worker"), self.programs.path().join("codex-worker.new"));
-        fs::copy(&present, &new).unwrap();
+        // Another process writes it: what this one writes is open in the children that other threads start at that
+        // moment, and cannot be executed as long as it is.
+        assert!(Command::new("cp").args([&present, &new]).status().unwrap().success());
         fs::rename(&new, &present).unwrap();
     }
 
@@ -315,6 +319,23 @@ pub(crate) fn begin(address: SocketAddr, path: &str) -> io::Result<TcpStream> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n").as_bytes())?;
     Ok(stream)
+}
+
+/// A port of this machine that is kept for whoever wants to listen on it: nobody else is given it meanwhile.
+pub(crate) struct FreePort {
+    _socket: OwnedFd,
+    pub(crate) address: SocketAddr,
+}
+
+impl FreePort {
+    pub(crate) fn new() -> Self {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        // It is bound and does not listen: so others may bind it too, and only if they name it.
+        sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+        rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
+        Self { _socket: socket, address }
+    }
 }
 
 /// Looks again and again until there is something, or patience ends.

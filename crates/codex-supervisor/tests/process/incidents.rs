@@ -2,17 +2,47 @@
 //! supervisor.
 
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use codex_control::incident::{Action, Answer, Observation, Outcome, Signal};
 use codex_control::tables::incident::IncidentTables;
 use codex_incident::{Directive, Engine, LADDER_MS, Policy, Saved};
 use rusqlite::Connection;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use rustix::process::Signal as Kill;
 use serde_json::{Value, json};
 
 use crate::endpoint;
 use crate::home::{Home, Supervisor, get, wait_for};
+
+/// Within this time of what leads to an action it can be cancelled, and is not begun by itself; a little less than it
+/// is, since clocks are rounded.
+const CANCEL_WITHIN: Duration = Duration::from_millis(codex_incident::CANCEL_WITHIN_MS - 10);
+
+/// The action that is planned for an endpoint; `None` when that was not seen in time.
+fn planned(supervisor: &Supervisor<'_>, id: &str, reported_at: Instant) -> Option<Value> {
+    wait_for("the action to be planned", || {
+        let lines = supervisor.call("action.list", Value::Null);
+        let of_id = |line: &&Value| line["endpoint"] == id && line["attempt"]["state"]["planned"].is_object();
+        let found = lines.as_array().unwrap().iter().find(of_id).map(|line| line["attempt"].clone());
+        let Some(attempt) = found else { return (reported_at.elapsed() >= CANCEL_WITHIN).then_some(None) };
+        assert_eq!(attempt["action"], "clear_schema_cache");
+        Some(Some(attempt["id"].clone()))
+    })
+}
+
+/// Cancels the action that is planned for an endpoint; `None` when it was too late for that.
+fn cancelled(supervisor: &Supervisor<'_>, id: &str, reported_at: Instant) -> Option<Value> {
+    let action = planned(supervisor, id, reported_at)?;
+    let answer = supervisor.connect().try_call("action.cancel", json!({ "id": action })).unwrap();
+    if answer["error"].is_null() {
+        assert_eq!(answer["result"]["attempt"]["state"], "cancelled");
+        return Some(action);
+    }
+    assert!(reported_at.elapsed() >= CANCEL_WITHIN, "refused in time: {answer:#}");
+    None
+}
 
 /// Endpoint `a`, an expert to ask, and no cooldown between questions about unknown formats.
 fn with_expert() -> String {
@@ -40,6 +70,13 @@ fn incident(supervisor: &Supervisor<'_>, what: &str, fits: impl Fn(&Value) -> bo
 fn texts(incident: &Value) -> String {
     let steps = incident["timeline"].as_array().unwrap().iter();
     steps.map(|step| step["text"].as_str().unwrap().to_owned() + "\n").collect()
+}
+
+/// Lets a supervisor make the database.
+fn make_database(home: &Home) {
+    let supervisor = home.start();
+    supervisor.call("incident.list", json!({})); // it is open when it answers
+    supervisor.stop();
 }
 
 fn worker_log(home: &Home, id: &str) -> String {
@@ -79,7 +116,7 @@ fn a_killed_worker_is_an_incident_that_ends_well_and_is_kept() {
 #[test]
 fn a_worker_that_is_back_before_the_database_is_open_is_not_replaced() {
     let home = Home::new(&endpoint("a", ""));
-    home.start().stop();
+    make_database(&home);
     let other = Connection::open(home.state("state.db")).unwrap();
     other.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
     let supervisor = home.start();
@@ -93,6 +130,13 @@ fn a_worker_that_is_back_before_the_database_is_open_is_not_replaced() {
     let status = supervisor.endpoint("a");
     assert!(is_back(&status), "{status:#}");
     supervisor.stop();
+}
+
+/// Replaces a file as an editor does: whoever reads it meanwhile finds the old one or the new one.
+fn replace(path: &Path, text: &str) {
+    let temporary = path.with_extension("new");
+    std::fs::write(&temporary, text).unwrap();
+    std::fs::rename(&temporary, path).unwrap();
 }
 
 /// Everything that stands in a table, in the order of its numbers.
@@ -125,13 +169,28 @@ fn lived_in() -> (Home, Vec<(u64, String)>) {
 
 #[test]
 fn a_database_that_answers_late_loses_nothing_and_takes_over_what_was_seen_meanwhile() {
+    // On a busy machine it may answer too late.
+    let is_checked = (0..5).any(|_| a_late_answer_loses_nothing());
+    assert!(is_checked, "it never answered within {DATABASE_PATIENCE:?}");
+}
+
+/// A database is waited for this long until memory is used in its place.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Says whether the database answered within [`DATABASE_PATIENCE`]; else nothing is known.
+fn a_late_answer_loses_nothing() -> bool {
     let (home, before) = lived_in();
     let other = Connection::open(home.state("state.db")).unwrap();
     other.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
+    let started_at = Instant::now();
     let supervisor = home.start();
     report(&supervisor, "upstream-tls-failed", "a", 1);
     wait_for("it to be given up", || database(&supervisor)["problem"].is_object().then_some(()));
     drop(other);
+    if started_at.elapsed() >= DATABASE_PATIENCE {
+        supervisor.kill();
+        return false;
+    }
     let seen = incident(&supervisor, "what was seen meanwhile", |incident| incident["state"] == "alerted");
     let last = before.last().unwrap().0;
     assert!(seen["id"].as_u64().unwrap() > last, "{seen:#}");
@@ -145,13 +204,14 @@ fn a_database_that_answers_late_loses_nothing_and_takes_over_what_was_seen_meanw
     let saved: Value = serde_json::from_str(&learned).unwrap();
     let numbered = saved["next_incident"].as_u64().unwrap();
     assert!(numbered > seen["id"].as_u64().unwrap(), "{saved:#}");
+    true
 }
 
 #[test]
 fn what_is_said_before_the_database_is_open_is_not_lost() {
     const ID: &str = "server_error+repeat_3x";
     let home = Home::new(&endpoint("a", ""));
-    home.start().stop();
+    make_database(&home);
     let other = Connection::open(home.state("state.db")).unwrap();
     other.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
     let supervisor = home.start();
@@ -229,36 +289,35 @@ fn a_stop_silences_an_endpoint_for_the_next_supervisor_too() {
 
 #[test]
 fn an_action_can_be_cancelled_for_three_seconds_and_is_done_otherwise() {
-    let home = Home::new(&(endpoint("a", "") + &endpoint("b", "")));
+    // Pairs, the first of which is to be cancelled: a busy machine may be too late for some of them.
+    let pairs = [("a", "b"), ("c", "d"), ("e", "f"), ("g", "h"), ("i", "j")];
+    let home = Home::new(&pairs.map(|(one, other)| endpoint(one, "") + &endpoint(other, "")).concat());
     let supervisor = home.start();
-    for id in ["a", "b"] {
-        supervisor.wake(id);
-        report(&supervisor, "parser-empty", id, 3);
-    }
-    let planned = wait_for("both actions", || {
-        let lines = supervisor.call("action.list", Value::Null);
-        let planned = lines.as_array().unwrap().iter().filter(|line| line["attempt"]["state"]["planned"].is_object());
-        Some(planned.cloned().collect::<Vec<_>>()).filter(|planned| planned.len() == 2)
+    let in_time = pairs.into_iter().find_map(|(one, other)| {
+        supervisor.wake(one);
+        supervisor.wake(other);
+        let reported_at = Instant::now();
+        report(&supervisor, "parser-empty", one, 3);
+        report(&supervisor, "parser-empty", other, 3);
+        cancelled(&supervisor, one, reported_at).map(|id| (one, other, id))
     });
-    let of_a = planned.iter().find(|line| line["endpoint"] == "a").unwrap();
-    assert_eq!(of_a["attempt"]["action"], "clear_schema_cache");
-    let id = of_a["attempt"]["id"].clone();
-    let cancelled = supervisor.call("action.cancel", json!({ "id": id }));
-    assert_eq!(cancelled["attempt"]["state"], "cancelled");
+    let (one, other, id) = in_time.expect("one that is cancelled in time");
     let (code, message, _) = supervisor.refusal("action.cancel", json!({ "id": id }));
     assert_eq!((code, message), (2, format!("action {id} was cancelled already")));
 
-    wait_for("the other one to be carried out", || worker_log(&home, "b").contains("told ForgetLearned").then_some(()));
-    report(&supervisor, "tool-call-good", "b", 1);
-    let of_b = incident(&supervisor, "it to be seen that it helped", |incident| {
-        incident["endpoint"] == "b" && incident["state"] == "resolved"
+    wait_for("the other one to be carried out", || {
+        worker_log(&home, other).contains("told ForgetLearned").then_some(())
     });
-    let attempts = of_b["attempts"].as_array().unwrap();
+    report(&supervisor, "tool-call-good", other, 1);
+    let of_other = incident(&supervisor, "it to be seen that it helped", |incident| {
+        incident["endpoint"] == other && incident["state"] == "resolved"
+    });
+    let attempts = of_other["attempts"].as_array().unwrap();
     assert!(
         attempts.iter().any(|attempt| attempt["action"] == "clear_schema_cache" && attempt["state"] == "helped"),
-        "{of_b:#}"
+        "{of_other:#}"
     );
-    assert!(!worker_log(&home, "a").contains("told"), "what was cancelled is not done");
+    assert!(!worker_log(&home, one).contains("told"), "what was cancelled is not done");
     supervisor.stop();
 }
 
@@ -384,44 +443,54 @@ fn the_pauses_of_30_60_and_300_seconds_hold_over_kills_of_the_supervisor() {
 
 #[test]
 fn what_is_cancelled_planned_or_done_is_not_done_again_after_a_kill() {
-    let ids = ["cancelled", "planned", "done", "later"];
-    let home = Home::new(&ids.map(|id| endpoint(id, "")).concat());
-    let supervisor = home.start();
+    // A busy machine may be too late for some of those that have to be met in time.
+    let (to_be_cancelled, to_be_planned) = (["c1", "c2", "c3", "c4", "c5"], ["p1", "p2", "p3", "p4", "p5"]);
+    let ids = [&to_be_cancelled[..], &to_be_planned, &["done", "later"]].concat();
+    let home = Home::new(&ids.iter().map(|id| endpoint(id, "")).collect::<String>());
+    let mut supervisor = home.start();
     for id in ids {
         supervisor.wake(id);
     }
-    let planned = |supervisor: &Supervisor<'_>, id: &str| {
-        report(supervisor, "parser-empty", id, 3);
-        wait_for("the action to be planned", || {
-            let lines = supervisor.call("action.list", Value::Null);
-            let of_id = |line: &&Value| line["endpoint"] == id && line["attempt"]["state"]["planned"].is_object();
-            lines.as_array().unwrap().iter().find(of_id).map(|line| line["attempt"]["id"].clone())
-        })
-    };
     let done = |id: &str| worker_log(&home, id).matches("told ForgetLearned").count();
-    planned(&supervisor, "done");
+    report(&supervisor, "parser-empty", "done", 3);
     wait_for("it to be carried out", || (done("done") == 1).then_some(()));
-    let id = planned(&supervisor, "cancelled");
-    let cancelled = supervisor.call("action.cancel", json!({ "id": id }));
-    assert_eq!(cancelled["attempt"]["state"], "cancelled");
-    let id_of_planned = planned(&supervisor, "planned");
-    supervisor.kill();
+    let in_time = to_be_cancelled.into_iter().find(|id| {
+        let reported_at = Instant::now();
+        report(&supervisor, "parser-empty", id, 3);
+        cancelled(&supervisor, id, reported_at).is_some()
+    });
+    let id_of_cancelled = in_time.expect("one that is cancelled in time");
+    let mut in_time = None;
+    for id in to_be_planned {
+        let reported_at = Instant::now();
+        report(&supervisor, "parser-empty", id, 3);
+        let action = planned(&supervisor, id, reported_at);
+        supervisor.kill();
+        let is_in_time = reported_at.elapsed() < CANCEL_WITHIN;
+        supervisor = home.start();
+        if let Some(action) = action.filter(|_| is_in_time) {
+            in_time = Some((id, action));
+            break;
+        }
+    }
+    let (id_of_planned, planned_action) = in_time.expect("a kill in time");
 
-    let supervisor = home.start();
     // It is not forgotten what was to be done, and that it was not.
-    let of_planned = incident(&supervisor, "the planned one", |incident| incident["endpoint"] == "planned");
-    assert_eq!(of_planned["state"], "lapsed", "{of_planned:#}");
+    let of_planned = incident(&supervisor, "the planned one", |incident| {
+        incident["endpoint"] == id_of_planned && incident["state"] == "lapsed"
+    });
     let attempts = of_planned["attempts"].as_array().unwrap();
-    let attempt = attempts.iter().find(|attempt| attempt["id"] == id_of_planned).unwrap();
+    let attempt = attempts.iter().find(|attempt| attempt["id"] == planned_action).unwrap();
     assert_eq!(
         (&attempt["state"], &attempt["result"]),
         (&json!("superseded"), &json!("it was not begun: the supervisor was restarted before"))
     );
     assert_eq!(supervisor.call("action.list", Value::Null), json!([]));
     // One that is planned last is carried out after all that might have been.
-    report(&supervisor, "parser-empty", "cancelled", 3);
-    planned(&supervisor, "later");
+    report(&supervisor, "parser-empty", id_of_cancelled, 3);
+    report(&supervisor, "parser-empty", "later", 3);
     wait_for("a later one to be carried out", || (done("later") == 1).then_some(()));
+    let ids = [id_of_cancelled, id_of_planned, "done", "later"];
     assert_eq!(ids.map(done), [0, 0, 1, 1], "the one that was cancelled is left alone when it is seen again, too");
     supervisor.stop();
 }
@@ -440,7 +509,7 @@ fn tables_of_the_person_are_taken_over_while_it_runs_and_broken_ones_are_not() {
         assert_eq!(seen["state"], state, "{seen:#}");
         report(supervisor, "upstream-good", "a", 1);
     };
-    std::fs::write(&table, observing).unwrap();
+    replace(&table, observing);
     wait_for("the rule to be taken over", || {
         report(&supervisor, "upstream-tls-failed", "a", 1);
         report(&supervisor, "upstream-good", "a", 1);
@@ -454,7 +523,7 @@ fn tables_of_the_person_are_taken_over_while_it_runs_and_broken_ones_are_not() {
         (format!("{observing}[[rule]]\nid = 'x'\ndo = 'ignore'\n"), "rules.toml:8:6: "),
         (format!("{observing}count = 0\n"), "rules.toml: `upstream_tls`: `count` must be 1 to 100"),
     ] {
-        std::fs::write(&table, broken).unwrap();
+        replace(&table, &broken);
         let told = wait_for("the refusal", || {
             Some(problem(&supervisor)).filter(|told| told["message"].as_str().is_some_and(|text| text.contains(place)))
         });
@@ -495,13 +564,13 @@ fn patterns_of_the_person_count_at_each_start_and_when_they_change() {
     supervisor.stop();
 
     // Not the first start: the file counts all the same, and nothing that was known is lost.
-    std::fs::write(&table, row(1, 9)).unwrap();
+    replace(&table, &row(1, 9));
     let supervisor = home.start();
     becomes(&supervisor, (4, 10));
     supervisor.kill();
     let supervisor = home.start();
     becomes(&supervisor, (4, 10));
-    std::fs::write(&table, row(20, 0)).unwrap();
+    replace(&table, &row(20, 0));
     becomes(&supervisor, (23, 1));
     std::fs::remove_file(&table).unwrap();
     becomes(&supervisor, (5, 1));
@@ -536,7 +605,10 @@ fn what_codex_has_left_is_cleaned_up_and_what_cannot_be_done_is_told() {
     .unwrap();
     let codex_home = home.path().join(".codex");
     std::fs::create_dir(&codex_home).unwrap();
-    drop(UnixListener::bind(codex_home.join(".launch-action-socket")).unwrap());
+    // Nobody ever listened on it: a child that another thread starts at that moment would still have the listener.
+    let stale = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&stale, &SocketAddrUnix::new(codex_home.join(".launch-action-socket")).unwrap()).unwrap();
+    drop(stale);
     let _used = UnixListener::bind(codex_home.join(".codex-desktop-launch-action")).unwrap();
     std::fs::write(codex_home.join(".webview-pid"), std::process::id().to_string()).unwrap();
     std::fs::write(codex_home.join("config.toml"), "a = 1\n").unwrap();
@@ -667,7 +739,10 @@ fn asked_already(n: u64, ago_ms: u64, usd_for_mtok: f64, tokens: u64) -> Saved {
         }
     }
     assert_eq!(engine.guards().ai_calls_of_day(now_ms) as u64, n);
-    engine.export()
+    // What was spent a moment ago was spent this month, on the first of it, too.
+    let mut saved = serde_json::to_value(engine.export()).unwrap();
+    saved["guards"]["spending"]["month"] = engine.guards().spending(now_ms).month.into();
+    serde_json::from_value(saved).unwrap()
 }
 
 #[test]
@@ -686,7 +761,10 @@ fn what_the_ai_may_cost_holds_over_a_kill() {
 
         let supervisor = home.start();
         supervisor.wake("expert");
-        let before = supervisor.call("monitor.show", Value::Null);
+        // While it is not known what was asked already, nobody is asked for that reason.
+        let before = wait_for("what was kept", || {
+            Some(supervisor.call("monitor.show", Value::Null)).filter(|status| status["ai_problem"].is_null())
+        });
         report(&supervisor, "upstream-nonsense", "a", 1);
         let told = incident(&supervisor, "the person to be told", |incident| incident["state"] == "alerted");
         assert!(texts(&told).contains(refusal), "{}", texts(&told));
@@ -740,6 +818,8 @@ const STORM_SECONDS: u64 = 3;
 const STORM_RATE: u64 = 10_000;
 /// Kills in all of it: beyond 5 000 in ten minutes a worker is restarted with pauses, storm or not.
 const STORM_RESTARTS: usize = 4_500;
+/// Kills before each second of it.
+const CALM_RESTARTS: usize = 5;
 
 #[test]
 fn a_storm_of_signals_delays_no_restart() {
@@ -761,27 +841,30 @@ fn a_storm_of_signals_delays_no_restart() {
         times.sort();
         times[times.len() / 2]
     };
-    let calm = median((0..5).map(|_| restart()).collect());
-    let begun_at = Instant::now();
-    let mut times = Vec::new();
+    // By turns, so that whatever else makes the machine slow at times does so to both.
+    let (mut calm, mut stormed) = (Vec::new(), Vec::new());
     let quota = STORM_RESTARTS / usize::try_from(seconds).unwrap();
+    let mut counted = 0;
     for second in 0..seconds {
+        calm.extend((0..CALM_RESTARTS).map(|_| restart()));
+        let begun_at = Instant::now();
         get(stormy, &format!("/signal/upstream-server-error/500/{STORM_RATE}")).unwrap();
-        let until = Duration::from_secs(second + 1);
-        let n_before = times.len();
-        while begun_at.elapsed() < until && times.len() - n_before < quota {
-            times.push(restart());
+        let n_before = stormed.len();
+        while stormed.len() == n_before
+            || (begun_at.elapsed() < Duration::from_secs(1) && stormed.len() - n_before < quota)
+        {
+            stormed.push(restart());
         }
-        wait_for("the second to pass", || (begun_at.elapsed() >= until).then_some(()));
+        counted = wait_for("every signal to be counted", || {
+            let incidents = supervisor.call("incident.list", json!({ "endpoint": "a" }));
+            let incidents = incidents.as_array().unwrap().iter();
+            let n: u64 = incidents.filter_map(|incident| incident["n_signals"].as_u64()).sum();
+            (n >= (second + 1) * STORM_RATE).then_some(n)
+        });
     }
-    let n_restarts = times.len();
-    let longest = times.iter().max().copied().unwrap_or_default();
-    let stormed = median(times);
-    let counted = wait_for("every signal to be counted", || {
-        let incidents = supervisor.call("incident.list", json!({ "endpoint": "a" }));
-        let n: u64 = incidents.as_array().unwrap().iter().filter_map(|incident| incident["n_signals"].as_u64()).sum();
-        (n >= seconds * STORM_RATE).then_some(n)
-    });
+    let n_restarts = stormed.len();
+    let longest = stormed.iter().max().copied().unwrap_or_default();
+    let (calm, stormed) = (median(calm), median(stormed));
     println!(
         "{counted} signals in {seconds} s, {n_restarts} restarts: median {calm:?} calm, {stormed:?} in the storm, longest {longest:?}"
     );

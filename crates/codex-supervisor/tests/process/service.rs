@@ -10,7 +10,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde_json::Value;
 
 use crate::endpoint;
-use crate::home::{Home, PATIENCE, get};
+use crate::home::{Home, PATIENCE, get, wait_for};
 
 /// Receives one message of `sd_notify`, with the descriptor it brings.
 fn told(manager: &UnixDatagram) -> (String, Option<OwnedFd>) {
@@ -43,11 +43,13 @@ fn the_service_manager_is_told_and_keeps_the_listeners() {
     assert_eq!(supervisor.call("daemon.status", Value::Null)["protection"], "partial");
     let mut messages = Vec::new();
     let mut stored = None;
-    while messages.iter().filter(|message| *message == "WATCHDOG=1\n").count() < 2 {
+    wait_for("all that the manager is to be told", || {
         let (message, descriptor) = told(&manager);
-        stored = stored.or(descriptor);
+        stored = stored.take().or(descriptor);
         messages.push(message);
-    }
+        let count = |wanted: &str| messages.iter().filter(|message| *message == wanted).count();
+        (count("WATCHDOG=1\n") >= 2 && count("STATUS=1 of 1 endpoints work\n") > 0).then_some(())
+    });
     let position = |wanted: &str| {
         messages.iter().position(|message| message == wanted).unwrap_or_else(|| panic!("{wanted}: {messages:?}"))
     };

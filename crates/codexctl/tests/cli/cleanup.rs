@@ -8,7 +8,7 @@ use codex_control::session::{Kind, Session};
 use codex_control::single::{self, Holder, Purpose};
 use serde_json::json;
 
-use crate::home::{Home, wait_for};
+use crate::home::{Home, stale_socket, wait_for};
 
 /// A process, its identity, and one that looks the same.
 struct Stray {
@@ -171,7 +171,7 @@ fn beside_a_supervisor_that_starts_everything_of_ours_is_its_own_business() {
     let (worker, left) = (Stray::start(), Stray::start());
     registry(&home, gone(), &[("zai", &worker.identity)], vec![session("zai", gone(), gone(), &[&left])]);
     // It has made its socket and does not listen yet.
-    drop(UnixListener::bind(home.paths.control_socket()).unwrap());
+    stale_socket(&home.paths.control_socket());
     let lock = single::take(&home.paths.lock(), Purpose::Supervise).unwrap();
     let own = std::process::id();
     let expected = format!(
@@ -190,7 +190,8 @@ fn beside_a_supervisor_that_starts_everything_of_ours_is_its_own_business() {
 fn a_worker_has_the_time_its_streams_need_and_no_supervisor_starts_meanwhile() {
     let home = Home::new();
     // Like a worker that tells its streams what happens: longer than what a session leaves would get.
-    let script = "trap 'echo > asked; sleep 2; echo > told; exit 0' TERM; echo > ready; while :; do sleep 0.01; done";
+    let script = "trap 'echo > asked; sleep 2; until [ -e go ]; do sleep 0.01; done; echo > told; exit 0' TERM; \
+                  echo > ready; while :; do sleep 0.01; done";
     let mut command = Command::new("sh");
     command.args(["-c", script]).current_dir(home.root());
     let mut child = std::os::unix::process::CommandExt::process_group(&mut command, 0).spawn().unwrap();
@@ -201,6 +202,7 @@ fn a_worker_has_the_time_its_streams_need_and_no_supervisor_starts_meanwhile() {
     wait_for("it to be asked to end", || has("asked"));
     let holder = Holder { pid: Some(cleaning.id()), purpose: Purpose::CleanUp };
     assert_eq!(single::holder(&home.paths.lock()), Some(holder));
+    fs::write(home.root().join("go"), "").unwrap();
     assert!(cleaning.wait().unwrap().success());
     assert!(has("told").is_some(), "it was killed before its time");
     assert_eq!(child.wait().unwrap().code(), Some(0));
@@ -214,13 +216,13 @@ fn stale_sockets_and_pid_files_go_and_used_ones_stay() {
     for folder in [".codex", ".local/share/codex-desktop", ".cache/codex-desktop"] {
         fs::create_dir_all(inside(folder)).unwrap();
     }
-    drop(UnixListener::bind(inside(".codex/.launch-action-socket")).unwrap());
+    stale_socket(&inside(".codex/.launch-action-socket"));
     let used = UnixListener::bind(inside(".local/share/codex-desktop/.launch-action-socket")).unwrap();
     fs::write(inside(".codex/config.toml"), "a = 1\n").unwrap();
     fs::write(inside(".cache/codex-desktop/.codex-desktop-pid"), format!("{}\n", gone().pid)).unwrap();
     fs::write(inside(".cache/codex-desktop/.webview-pid"), std::process::id().to_string()).unwrap();
     fs::write(inside(".local/share/codex-desktop/.webview-pid"), "nonsense").unwrap();
-    drop(UnixListener::bind(home.paths.control_socket()).unwrap());
+    stale_socket(&home.paths.control_socket());
     let told = |done: &str| {
         let path = |name: &str| inside(name).display().to_string();
         format!(

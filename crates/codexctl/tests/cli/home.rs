@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use codex_control::EndpointId;
 use codex_control::environment::Environment;
 use codex_control::paths::Paths;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use serde_json::Value;
 
 /// Longest wait for something that happens within milliseconds on an idle machine.
@@ -37,6 +38,24 @@ pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T 
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         std::thread::park_timeout(Duration::from_millis(5)); // leaves the processor to what is waited for
     }
+}
+
+/// Tries of what has to be done within a time, see [`shortest`].
+const TRIES_MAX: usize = 10;
+
+/// The shortest time in which `attempt` is done, over as many tries as it takes to be below `limit`, at most
+/// [`TRIES_MAX`]. A machine that is busy makes some of them longer; what is slow by itself is slow in all of them.
+pub(crate) fn shortest(limit: Duration, mut attempt: impl FnMut()) -> Duration {
+    let mut shortest = Duration::MAX;
+    for _ in 0..TRIES_MAX {
+        let begun_at = Instant::now();
+        attempt();
+        shortest = shortest.min(begun_at.elapsed());
+        if shortest < limit {
+            break;
+        }
+    }
+    shortest
 }
 
 /// How a command ended and what it said.
@@ -200,14 +219,26 @@ pub(crate) fn id(text: &str) -> EndpointId {
     text.parse().unwrap()
 }
 
+/// Writes a shell script, see [`write_program`].
+pub(crate) fn write_script(path: &Path, script: &str) -> PathBuf {
+    write_program(path, &format!("#!/bin/sh\n{script}\n"))
+}
+
 /// Another process writes it: what this one writes is open in the children that other threads start at that moment,
 /// and cannot be executed as long as it is.
-pub(crate) fn write_script(path: &Path, script: &str) -> PathBuf {
+pub(crate) fn write_program(path: &Path, content: &str) -> PathBuf {
     let mut install = Command::new("install");
     let mut child = install.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped()).spawn().unwrap();
-    write!(child.stdin.take().unwrap(), "#!/bin/sh\n{script}\n").unwrap();
+    child.stdin.take().unwrap().write_all(content.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success());
     path.to_owned()
+}
+
+/// A socket that nobody listens on. Nobody ever did: a child that another thread starts at that moment would still have
+/// the listener for a while, and take connections for it.
+pub(crate) fn stale_socket(path: &Path) {
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
 }
 
 impl From<Output> for Ended {
