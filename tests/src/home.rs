@@ -7,8 +7,9 @@
 use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -36,8 +37,6 @@ use crate::until::{try_until, until};
 
 /// Longest time for anything of ours to start, to stop, or to answer, on a machine that is busy with other tests.
 pub const DEADLINE: Duration = Duration::from_secs(20);
-/// Time for processes that were told to end, and for what they started, to be gone.
-const GONE_DEADLINE: Duration = Duration::from_secs(5);
 /// Bytes of each log that are printed when a test fails.
 const LOG_BYTES_SHOWN: usize = 16 * 1024;
 /// The key of scripted providers.
@@ -205,9 +204,12 @@ impl SandboxHome {
         Paths::from_environment(&environment).expect("the paths are short enough")
     }
 
-    /// Writes `supervisor.toml`.
+    /// Writes `supervisor.toml`, as editors do it: a supervisor that looks meanwhile never reads half of it.
     pub fn write_settings(&self, text: &str) {
-        self.write("config/codex-supervisor/supervisor.toml", text);
+        const SETTINGS: &str = "config/codex-supervisor/supervisor.toml";
+        let written = format!("{SETTINGS}.tmp");
+        self.write(&written, text);
+        fs::rename(self.path(&written), self.path(SETTINGS)).expect("the folder is ours");
     }
 
     /// Stores a credential as `codexctl endpoint add` does.
@@ -404,10 +406,24 @@ impl SandboxHome {
     /// Posts `body` to the endpoint as Codex does, with its token.
     pub fn post_responses(&self, endpoint: &str, body: &[u8]) -> http::Answer {
         let bearer = format!("Bearer {}", self.token(endpoint));
-        let headers =
-            [("authorization", bearer.as_str()), ("content-type", "application/json"), ("accept", "text/event-stream")];
-        let answer = http::request(self.address(endpoint), "POST", "/v1/responses", &headers, body);
+        let answer = http::request(self.address(endpoint), "POST", "/v1/responses", &as_codex(&bearer), body);
         answer.unwrap_or_else(|error| panic!("{error}\n{}", self.logs()))
+    }
+
+    /// The same, for an answer that is read as it comes.
+    pub fn send_responses(&self, endpoint: &str, body: &[u8]) -> TcpStream {
+        let bearer = format!("Bearer {}", self.token(endpoint));
+        let sent = http::send(self.address(endpoint), "POST", "/v1/responses", &as_codex(&bearer), body);
+        let (stream, written) = sent.unwrap_or_else(|error| panic!("{error}\n{}", self.logs()));
+        written.unwrap_or_else(|error| panic!("{error}\n{}", self.logs()));
+        stream
+    }
+
+    /// Waits until the worker has told the supervisor that it has passed on all of `count` answers, which is later than
+    /// the provider's end of them, and than Codex's.
+    pub fn wait_answered(&self, count: usize) {
+        let n_answered = || self.logs().matches("request finished").count();
+        until("the end of the answer", DEADLINE, || (n_answered() >= count).then_some(()));
     }
 
     /// The ends of all logs: the supervisor's, the workers', the programs'.
@@ -432,7 +448,7 @@ impl SandboxHome {
     /// When something is left; processes are killed before.
     pub fn assert_nothing_left(&self) {
         let home = self.path("home");
-        if try_until(GONE_DEADLINE, || leftovers::processes(&home).is_empty().then_some(())).is_none() {
+        if try_until(DEADLINE, || leftovers::processes(&home).is_empty().then_some(())).is_none() {
             let left = leftovers::processes(&home);
             let names: Vec<String> =
                 left.iter().map(|left| format!("{} {}", left.process.identity().pid, left.command)).collect();
@@ -443,6 +459,26 @@ impl SandboxHome {
             ["config", "state", "cache", "run"].iter().flat_map(|name| leftovers::files(&self.path(name))).collect();
         assert!(litter.is_empty(), "files are left: {litter:?}");
     }
+}
+
+/// What Codex says of a request.
+fn as_codex(bearer: &str) -> [(&'static str, &str); 3] {
+    [("authorization", bearer), ("content-type", "application/json"), ("accept", "text/event-stream")]
+}
+
+/// A listener at a port that stays free for the test when it is closed: neither the kernel nor a supervisor picks one of
+/// these for anybody who asks for any port.
+///
+/// # Panics
+/// When all of many are taken.
+pub fn listener_apart() -> TcpListener {
+    const FIRST: u16 = 10_000;
+    const COUNT: u16 = 10_000;
+    const TRIES: usize = 100;
+    let random = || RandomState::new().build_hasher().finish() % u64::from(COUNT);
+    let ports = std::iter::repeat_with(|| FIRST + u16::try_from(random()).expect("it is less than their count"));
+    let found = ports.take(TRIES).find_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok());
+    found.expect("hardly any of these ports is taken")
 }
 
 /// Calls a method of the supervisor whose control socket is in `paths`.
@@ -467,7 +503,7 @@ pub fn call(paths: &Paths, method: &str, params: Value) -> Result<Value, RpcErro
 
 /// Kills everything that was started with this `HOME`: nobody but the test has it.
 fn kill(home: &Path) {
-    let end = Instant::now() + GONE_DEADLINE;
+    let end = Instant::now() + DEADLINE;
     loop {
         let left = leftovers::processes(home);
         if left.is_empty() || Instant::now() > end {

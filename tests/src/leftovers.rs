@@ -62,7 +62,7 @@ mod tests {
 
     use super::*;
     use crate::home::DEADLINE;
-    use crate::until;
+    use crate::until::until;
 
     #[test]
     fn a_process_is_found_by_its_home_until_it_ends() {

@@ -2,13 +2,15 @@
 //! left running (every [`SandboxHome`] checks the latter when it goes).
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::OwnedFd;
 
 use codex_control::rpc::EndpointState;
-use e2e::home::{DEADLINE, Output, PROVIDER_KEY, SandboxHome, binary, scripted_endpoint};
+use e2e::home::{DEADLINE, Output, PROVIDER_KEY, SandboxHome, binary, listener_apart, scripted_endpoint};
 use e2e::http::{self, Answer};
 use e2e::provider::{FakeProvider, Script, Step, When};
 use e2e::until::until;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde_json::json;
 
 fn script() -> Script {
@@ -20,9 +22,14 @@ fn greeter() -> FakeProvider {
     FakeProvider::start(script().always(When::user("hello"), [Step::text("Hello.")]))
 }
 
-/// An address at which nobody listens.
-fn deserted() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a loopback port is to be had")
+/// An address at which nobody listens, and nobody else can as long as the socket is kept.
+fn deserted() -> (SocketAddr, OwnedFd) {
+    let any_port = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+    let bound = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .and_then(|socket| rustix::net::bind(&socket, &any_port).map(|()| socket));
+    let socket = bound.expect("a loopback port is to be had");
+    let address = rustix::net::getsockname(&socket).and_then(SocketAddr::try_from).expect("it is bound");
+    (address, socket)
 }
 
 /// The settings file with an endpoint `scripted` at `provider` and further lines.
@@ -163,7 +170,7 @@ fn home_state(home: &SandboxHome, state: EndpointState) -> codex_control::rpc::E
 #[test]
 fn a_port_that_is_taken() {
     let provider = greeter();
-    let taken = TcpListener::bind("127.0.0.1:0").expect("a loopback port is to be had");
+    let taken = listener_apart();
     let port = taken.local_addr().expect("it is bound").port();
     let home = SandboxHome::new();
     home.store_key("scripted", PROVIDER_KEY);
@@ -221,7 +228,10 @@ fn a_worker_program_that_is_missing() {
     );
     assert!(answer.text().contains("codex-worker"), "{}", answer.text());
     // It is no crash: it works as soon as the program is there.
-    fs::copy(binary("codex-worker"), home.path("bin/codex-worker")).expect("the home is writable");
+    // At once: half a program, or one that is being written, cannot be started.
+    fs::copy(binary("codex-worker"), home.path("bin/copied"))
+        .and_then(|_| fs::rename(home.path("bin/copied"), home.path("bin/codex-worker")))
+        .expect("the home is writable");
     home_state(&home, EndpointState::Running);
     codex_works(&home);
 }
@@ -312,7 +322,7 @@ fn a_provider_with_an_error() {
 
 #[test]
 fn a_provider_that_is_not_there() {
-    let address = deserted();
+    let (address, _socket) = deserted();
     let home = SandboxHome::new();
     home.write_settings(&scripted_endpoint(&format!("http://{address}/v1")));
     home.store_key("scripted", PROVIDER_KEY);

@@ -365,7 +365,7 @@ fn an_answer_is_continued(script: Script) {
     let provider = FakeProvider::start(
         script
             .key(PROVIDER_KEY)
-            .turn(When::user("Look."), [Step::text("I look."), Step::shell("cat a")])
+            .turn(When::user("Look."), [Step::text("I look."), Step::call("exec_command", json!({ "cmd": "cat a" }))])
             .turn(When::tool("what is in a").and("Look.").and("I look."), [Step::text("It says so.")])
             .turn(When::user("And b?").and("Look.").and("what is in a").and("It says so."), [Step::text("No b.")]),
     );

@@ -5,7 +5,6 @@
 //! the real Codex on a task, and stays until it is closed.
 
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,10 +12,10 @@ use std::time::Duration;
 use codex_control::environment;
 use codex_control::process::Process;
 use codex_control::rpc::EndpointState;
-use codex_control::session::Kind;
+use codex_control::session::{self, Kind};
 use e2e::codex::{self, Run};
-use e2e::home::{DEADLINE, PROVIDER_KEY, Running, SandboxHome};
-use e2e::leftovers;
+use e2e::home::{DEADLINE, PROVIDER_KEY, Running, SandboxHome, listener_apart};
+use e2e::leftovers::{self, Leftover};
 use e2e::provider::{FakeProvider, Script, Step, When};
 use e2e::until::{try_until, until};
 use rustix::process::Signal;
@@ -105,7 +104,7 @@ fn an_endpoint_that_moves_takes_codex_with_it() {
     home.write("codex/config.toml", OWN);
     home.ctl(&["use", "scripted", "--yes"]).ok();
     let (ours, before) = (home.read("codex/config.toml"), home.address("scripted").to_string());
-    let free = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap();
+    let free = || listener_apart().local_addr().unwrap();
     let first = free();
     home.ctl(&["endpoint", "set", "scripted", "port", &first.port().to_string()]).ok();
     let expected = ours.replace(&before, &first.to_string());
@@ -178,8 +177,15 @@ fn launch(home: &SandboxHome, arguments: &[&str], task: &str) -> Running {
     home.spawn(command)
 }
 
+/// Waits until the desktop is open, its task done.
 fn wait_open(home: &SandboxHome) {
-    until("the desktop", DEADLINE, || home.path("home/open").exists().then_some(()));
+    until("the desktop", codex::DEADLINE, || home.path("home/open").exists().then_some(()));
+}
+
+/// Waits until the supervisor knows of the desktop: the launcher tells it once the program runs.
+fn wait_session(home: &SandboxHome) -> Vec<session::Status> {
+    let sessions = || Some(home.status().sessions).filter(|sessions| !sessions.is_empty());
+    until("the session", DEADLINE, sessions)
 }
 
 #[test]
@@ -195,7 +201,7 @@ fn a_desktop_works_on_an_endpoint_and_the_file_comes_back() {
     let ours = home.read("codex/config.toml");
     assert_eq!(home.read("home/seen.toml"), ours);
     assert!(ours.contains("model_provider = \"supervised\""), "{ours}");
-    let sessions = home.status().sessions;
+    let sessions = wait_session(&home);
     assert_eq!((sessions.len(), sessions[0].kind), (1, Kind::Desktop), "{sessions:?}");
     // What is edited while it runs is the person's.
     fs::write(file(&home), ours.replace("# no", "# never") + "[tui]\ntheme = \"x\"\n").unwrap();
@@ -217,8 +223,7 @@ fn a_desktop_that_goes_on_while_the_supervisor_is_stopped_finds_the_endpoint_aga
     let launcher = launch(&home, &[], "");
     wait_open(&home);
     let ours = home.read("codex/config.toml");
-    let sessions = || Some(home.status().sessions).filter(|sessions| !sessions.is_empty());
-    let before = until("the session", DEADLINE, sessions);
+    let before = wait_session(&home);
     home.stop();
     assert_eq!(home.read("codex/config.toml"), OWN, "nobody serves it now");
     home.start();
@@ -231,6 +236,7 @@ fn a_desktop_that_goes_on_while_the_supervisor_is_stopped_finds_the_endpoint_aga
     // It ends, and its launcher is killed, while the supervisor is stopped: then there is nothing to come back to.
     let launcher = launch(&home, &[], "");
     wait_open(&home);
+    wait_session(&home);
     home.stop();
     assert!(Process::open(launcher.id()).unwrap().signal(Signal::KILL).unwrap());
     launcher.finish(DEADLINE);
@@ -238,7 +244,7 @@ fn a_desktop_that_goes_on_while_the_supervisor_is_stopped_finds_the_endpoint_aga
     until("its end", DEADLINE, || leftovers::processes(&home.path("home")).is_empty().then_some(()));
     home.start();
     until("the end of the session", DEADLINE, || home.status().sessions.is_empty().then_some(()));
-    assert_eq!(home.read("codex/config.toml"), OWN);
+    until("the person's own file", DEADLINE, || (home.read("codex/config.toml") == OWN).then_some(()));
     home.stop();
     assert_eq!(home.read("codex/config.toml"), OWN);
 }
@@ -296,6 +302,12 @@ fn an_endpoint_that_is_not_healthy_starts_no_desktop() {
     assert!(!home.path("home/open").exists() && home.read("codex/config.toml") == OWN);
 }
 
+/// Whether it is a supervisor or a worker, which outlive a desktop.
+fn is_service(left: &Leftover) -> bool {
+    let program = left.command.split(' ').next().unwrap_or_default();
+    ["/codex-supervisor", "/codex-worker"].iter().any(|name| program.ends_with(name))
+}
+
 #[test]
 fn whoever_is_killed_the_file_comes_back() {
     let rounds = std::env::var(ROUNDS.0).map_or(ROUNDS.1, |text| text.parse().expect("a number of rounds"));
@@ -334,7 +346,7 @@ fn whoever_is_killed_the_file_comes_back() {
             0 => {
                 let has_ended = |launcher: &mut Running| launcher.has_ended().then_some(false);
                 let is_open = || home.path("home/open").exists().then_some(true);
-                if until("the desktop", DEADLINE, || is_open().or_else(|| has_ended(&mut launcher))) {
+                if until("the desktop", codex::DEADLINE, || is_open().or_else(|| has_ended(&mut launcher))) {
                     assert_eq!(home.read("home/task.code"), "0\n", "round {round}: {}", home.read("home/task.err"));
                     n_done += 1;
                 }
@@ -354,6 +366,10 @@ fn whoever_is_killed_the_file_comes_back() {
                 drop(launcher);
             }
         }
+        // One whose launcher was killed goes on with its task. What it writes must not be taken for the next one's.
+        until("the end of the desktop", codex::DEADLINE, || {
+            leftovers::processes(&home.path("home")).iter().all(is_service).then_some(())
+        });
         until("the person's own file", DEADLINE, || (home.read("codex/config.toml") == OWN).then_some(()));
         until("the end of the session", DEADLINE, || home.status().sessions.is_empty().then_some(()));
         // One that is killed in a change may leave its temporary for whoever looks next.

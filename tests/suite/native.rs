@@ -7,7 +7,7 @@ use std::thread;
 
 use codex_control::tables::Protocol;
 use e2e::home::SandboxHome;
-use e2e::provider::{FakeProvider, Script, Status, Step, When};
+use e2e::provider::{Call, FakeProvider, Script, Status, Step, When};
 use serde_json::{Value, json};
 
 use crate::standalone::Worker;
@@ -163,7 +163,7 @@ fn codex_works_with_a_provider_that_does_not_stream() {
         let headers = [("content-type".to_owned(), "application/json".to_owned())].into();
         Step::Status(Status { code: 200, headers, body })
     };
-    let arguments = json!({ "cmd": "echo counted-$((1+1))" }).to_string();
+    let arguments = Call::shell("echo counted-$((1+1))").arguments.to_string();
     let call = json!({ "type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "exec_command", "status": "completed", "arguments": arguments });
     let provider = FakeProvider::start(
         Script::responses()

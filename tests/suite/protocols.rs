@@ -34,7 +34,6 @@ fn strict(script: Script) -> Script {
 
 /// Five turns with tools, in each of them other forms of thought.
 fn five_tool_turns(script: Script, lines: &str) {
-    let call = |command: &str| Call { tool: "exec_command".to_owned(), arguments: json!({ "cmd": command }) };
     let provider = FakeProvider::start(
         strict(script)
             .turn(
@@ -49,7 +48,7 @@ fn five_tool_turns(script: Script, lines: &str) {
                 When::tool("step-2"),
                 [
                     Step::reasoning("Now two at once."),
-                    Step::Calls(vec![call("echo left-$((1+2))"), call("echo step-$((1+2))")]),
+                    Step::Calls(vec![Call::shell("echo left-$((1+2))"), Call::shell("echo step-$((1+2))")]),
                 ],
             )
             .turn(

@@ -269,6 +269,17 @@ pub struct Call {
     pub arguments: Value,
 }
 
+impl Call {
+    /// A call of `exec_command`.
+    ///
+    /// Codex reads what a command has written for only 50 ms after its end: on a busy machine the result of one that
+    /// ends at once may be empty. So its shell stays a little longer.
+    pub fn shell(command: &str) -> Self {
+        let command = format!("trap 'sleep 0.2' EXIT; {command}");
+        Self { tool: "exec_command".to_owned(), arguments: serde_json::json!({ "cmd": command }) }
+    }
+}
+
 /// An answer that is no stream.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -317,9 +328,9 @@ impl Step {
         Self::Call(Call { tool: tool.to_owned(), arguments })
     }
 
-    /// A call of `exec_command`.
+    /// A call of `exec_command`; see [`Call::shell`].
     pub fn shell(command: &str) -> Self {
-        Self::call("exec_command", serde_json::json!({ "cmd": command }))
+        Self::Call(Call::shell(command))
     }
 
     /// A gate; see [`super::FakeProvider::release`].

@@ -21,6 +21,9 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Largest request body: the worker's own limit and some.
 const BODY_BYTES_MAX: usize = 80 * 1024 * 1024;
 
+/// Said before a connection is closed, so that the next request does not go into it and get lost.
+const CLOSING: (&str, &str) = ("connection", "close");
+
 /// Serves connections until it is dropped.
 pub(super) async fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     let mut connections = JoinSet::new();
@@ -224,7 +227,7 @@ async fn completion(stream: &mut TcpStream, shared: &Shared, request: Request) -
         let _ = write_status(
             stream,
             400,
-            &[],
+            &[CLOSING],
             &error_body(&format!("refused by the scripted provider: {}", complaints.join("; "))),
         )
         .await;
@@ -254,8 +257,8 @@ fn choose(script: &Script, uses: &mut [usize], view: &Value) -> Option<usize> {
 async fn play(stream: &mut TcpStream, shared: &Shared, steps: &[Step], body: &Value, view: &Value) -> io::Result<End> {
     if let Some(Step::Status(status)) = steps.first() {
         (shared.log)(&format!("answered with status {}", status.code));
-        let headers: Vec<(&str, &str)> =
-            status.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let headers = status.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let headers: Vec<(&str, &str)> = headers.chain([CLOSING]).collect();
         write_status(stream, status.code, &headers, &status.body).await?;
         return Ok(End::Scripted);
     }
