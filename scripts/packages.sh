@@ -25,7 +25,12 @@ ensure_packages() {
   echo "installing ${missing[*]}" >&2
   local log
   log=$(mktemp)
-  if ! { "${sudo[@]}" apt-get update && "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; } > "$log" 2>&1 < /dev/null; then
+  # Two scripts may come here at once, and apt-get does not wait for another one that updates. The lock is that of
+  # scripts/systemd-sandbox, too.
+  # shellcheck disable=SC2016 # the inner shell expands it
+  if ! "${sudo[@]}" flock /var/lib/dpkg sh -c \
+    'apt-get update && DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@"' \
+    sh "${missing[@]}" > "$log" 2>&1 < /dev/null; then
     tail -20 "$log" >&2
     rm -f "$log"
     echo "error: the packages could not be installed" >&2

@@ -12,6 +12,9 @@ fail() {
   exit 1
 }
 
+# Those of the helpers, and the bystander.
+sleeps() { pgrep -u "$(id -u)" --count --full '^sleep 86400$'; }
+helpers() { pgrep -u "$(id -u)" "$@" --full 86400; }
 processes() { pgrep -u "$(id -u)" --list-full --full '/codex-(supervisor|worker)' || true; }
 
 inside() {
@@ -77,8 +80,8 @@ helpers() {
   done
 }
 helpers
-echo started >&2
 trap 'helpers; exit 0' TERM
+echo started >&2
 while :; do sleep 0.05; done
 END
   chmod +x "$HOME/stand-in"
@@ -89,13 +92,21 @@ END
   for _ in {1..300}; do ! grep -q started "$HOME/stand-in.err" || break; sleep 0.1; done
   session=$(systemctl --user list-units --no-legend --plain 'codex-session-*.scope' | cut -d' ' -f1)
   [ -n "$session" ] || fail "Codex has no scope of its own: $(systemctl --user list-units --no-legend --plain '*.scope')"
-  codex_pid=$(codexctl rpc session.list | grep -oE '"pid": ?[0-9]+' | head -n 1 | grep -oE '[0-9]+')
-  [ "$(pgrep -u "$(id -u)" --count --exact sleep)" -ge 150 ] || fail "the helpers were not started"
+  # Its launcher tells the supervisor of it once it has started.
+  for _ in {1..300}; do
+    codex_pid=$(codexctl rpc session.list | grep -oE '"pid": ?[0-9]+' | head -n 1 | grep -oE '[0-9]+') && break
+    sleep 0.1
+  done
+  [ -n "$codex_pid" ] || fail "Codex is not known: $(codexctl rpc session.list)"
+  # Each helper has a `sleep`, and so has the bystander.
+  for _ in {1..300}; do [ "$(sleeps)" -lt 151 ] || break; sleep 0.1; done
+  [ "$(sleeps)" -ge 151 ] || fail "the helpers were not started"
   # The launcher would end them by itself; without it, the supervisor does.
   kill -KILL "$launcher"
   kill -TERM "$codex_pid"
-  for _ in {1..300}; do [ "$(pgrep -u "$(id -u)" --count --exact sleep)" != 1 ] || break; sleep 0.1; done
-  [ "$(pgrep -u "$(id -u)" --exact sleep)" = "$bystander" ] || fail "left, or ended: $(pgrep -u "$(id -u)" --list-full --exact sleep)"
+  # A helper that is deaf is without a `sleep` for a moment.
+  for _ in {1..300}; do [ "$(helpers --count)" != 1 ] || break; sleep 0.1; done
+  [ "$(helpers)" = "$bystander" ] || fail "left, or ended: $(helpers --list-full)"
   kill "$bystander"
   echo "300 helpers ended, the bystander lives"
 
@@ -124,7 +135,12 @@ END
   local left
   left=$(find "$XDG_RUNTIME_DIR/codex-supervisor" -type s 2> /dev/null || true)
   [ -z "$left" ] || fail "sockets are left: $left"
-  left=$(systemctl --user list-units --all --plain --no-legend 'codex-worker-*')
+  # systemd forgets a scope a moment after its last process has ended.
+  for _ in {1..100}; do
+    left=$(systemctl --user list-units --all --plain --no-legend 'codex-worker-*')
+    [ -n "$left" ] || break
+    sleep 0.1
+  done
   [ -z "$left" ] || fail "scopes are left: $left"
   kill "$provider"
   wait "$provider" || fail "the provider's script was not played: $(cat "$provider_log")"

@@ -47,7 +47,7 @@ const WORKERS_REPORT: &str = "worker's report";
 const STAND_IN: &str = "a stand-in";
 
 /// What holds for every row: a worker and a Codex may use little memory, and whoever has a backup may be switched to it.
-const SETTINGS: &str = "[worker]\nfirst_byte_timeout_s = 1\nconnect_timeout_s = 2\n\n\
+const SETTINGS: &str = "[worker]\nfirst_byte_timeout_s = 3\nconnect_timeout_s = 2\n\n\
     [daemon]\nworker_memory_bytes_max = 67108864\n\n[codex]\nmemory_bytes_max = 33554432\n\n\
     [monitor]\nauto_switch_provider = true\n\n";
 
@@ -168,19 +168,27 @@ impl World {
     fn mend_address(&self, id: &str, wrong: &str, right: &str) {
         let (before, settings) = (self.asking_of(id), self.settings.clone());
         let (wrong, right) = (wrong.to_owned(), right.to_owned());
-        let (address, bearer) = (self.home.address(id), format!("Bearer {}", self.home.token(id)));
-        let mending = thread::spawn(move || {
+        self.ask_until_answered(id, move || {
             for (_, asking) in before {
                 asking.join().expect("a client ends");
             }
             edit(&settings, |text| text.replace(&wrong, &right));
+        });
+    }
+
+    /// In the background, after `first`: asks until there is an answer. A worker that is about to be replaced may still
+    /// accept beside the next one.
+    fn ask_until_answered(&self, id: &str, first: impl FnOnce() + Send + 'static) {
+        let (address, bearer) = (self.home.address(id), format!("Bearer {}", self.home.token(id)));
+        let asking = thread::spawn(move || {
+            first();
             let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
             until("an answer", ALL_WITHIN, || {
                 let answer = http::request(address, "POST", "/v1/responses", &headers, QUESTION.as_bytes());
                 answer.is_ok_and(|answer| answer.text().contains("response.completed")).then_some(())
             });
         });
-        self.asking.borrow_mut().push((id.to_owned(), mending));
+        self.asking.borrow_mut().push((id.to_owned(), asking));
     }
 
     /// A request whose client hangs up once the provider has it.
@@ -358,11 +366,9 @@ fn rows(taken_port: u16) -> Rows {
     let edited = |world: &World, id: &str| {
         world.home.ctl(&["use", id, "--yes"]).ok();
         let port = world.home.address(id).port();
-        // Nobody listens there: it was given back a moment ago.
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-        let other = free.expect("a port is to be had").port();
         let text = world.home.read("codex/config.toml");
-        world.home.write("codex/config.toml", &text.replace(&format!(":{port}/"), &format!(":{other}/")));
+        // Nobody listens there, and nobody else is given that port meanwhile.
+        world.home.write("codex/config.toml", &text.replace(&format!(":{port}/"), ":9/"));
         until("the port to be seen", ALL_WITHIN, || {
             let asked = json!({ "endpoint": id });
             let incidents = world.home.rpc("incident.list", asked).expect("incidents are listed");
@@ -382,7 +388,8 @@ fn rows(taken_port: u16) -> Rows {
     );
     // A stranger's process is not ended: the person is told.
     rows.is_right_as(Right::Alert);
-    rows.process(F::A3, STAND_IN, A::RestartProxy, |world, id| world.ask_stand_in(id, "/leak/8"), nothing);
+    // From three quarters of the limit to the limit it takes longer than from one look at its memory to the next.
+    rows.process(F::A3, STAND_IN, A::RestartProxy, |world, id| world.ask_stand_in(id, "/leak/2"), nothing);
     rows.process(F::A4, "SIGSTOP", A::RestartProxy, |world, id| world.kill(id, Kill::STOP), nothing);
     rows.process(F::A5, STAND_IN, A::RestartProxy, |world, id| world.ask_stand_in(id, "/exit/101"), nothing);
     rows.misdirected(F::A6, "https, no TLS there", A::AlertUser, format!("https://{}/v1", without_tls()));
@@ -423,7 +430,8 @@ fn rows(taken_port: u16) -> Rows {
     let endpoint = endpoint_of(&Rows::id(F::B9), &always_full) + "backup = \"b9-backup\"\n";
     let endpoint = format!("{endpoint}\n{}", endpoint_of("b9-backup", &backup));
     rows.providers.extend([always_full, backup]);
-    rows.push(F::B9, "503, with a backup", A::SwitchProvider, endpoint, once, once);
+    let until_answered = |world: &World, id: &str| world.ask_until_answered(id, || ());
+    rows.push(F::B9, "503, with a backup", A::SwitchProvider, endpoint, once, until_answered);
     rows.provider(F::B10, "403 error 1010", A::CheckBrowserUa, times(1, &status(403, "error code: 1010")));
 
     for (fault, what, n, action) in [
@@ -560,6 +568,21 @@ fn leave_a_registry_behind(home: &SandboxHome, id: &str) {
     until("the worker's end", ALL_WITHIN, || worker.has_ended().then_some(()));
 }
 
+/// All incidents, newest first.
+fn incidents(home: &SandboxHome) -> Vec<Incident> {
+    let mut all: Vec<Incident> = Vec::new();
+    loop {
+        let before = all.last().map(|incident| incident.id);
+        let listed =
+            home.rpc("incident.list", json!({ "whole": true, "before": before })).expect("incidents are listed");
+        let part: Vec<Incident> = serde_json::from_value(listed).expect("incidents have the agreed shape");
+        if part.is_empty() {
+            return all;
+        }
+        all.extend(part);
+    }
+}
+
 struct Seen {
     injected_at: Millis,
     decided: bool,
@@ -627,9 +650,7 @@ fn each_of_the_38_faults_is_seen_and_answered_rightly() {
     }
     let mut latest = BTreeMap::new();
     let finished = e2e::until::try_until(ALL_WITHIN, || {
-        let listed =
-            world.home.rpc("incident.list", json!({ "whole": true, "limit": 200 })).expect("incidents are listed");
-        let incidents: Vec<Incident> = serde_json::from_value(listed).expect("incidents have the agreed shape");
+        let incidents = incidents(&world.home);
         let notices = world.notices();
         for (row, seen) in rows.iter().zip(&mut seen).filter(|(_, seen)| seen.done.is_none()) {
             let id = Rows::id(row.fault);

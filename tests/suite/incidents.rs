@@ -11,7 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use codex_control::environment;
 use codex_control::incident::{Action, AttemptState, Fault, Incident, IncidentState, Tier};
 use codex_control::rpc::{EndpointState, MonitorStatus};
-use e2e::home::{DEADLINE, PROVIDER_KEY, SandboxHome, endpoint_of};
+use e2e::home::{DEADLINE, PROVIDER_KEY, Running, SandboxHome, endpoint_of};
 use e2e::http;
 use e2e::provider::{FakeProvider, Script, Step, When};
 use e2e::until::until;
@@ -69,6 +69,17 @@ fn incident(home: &SandboxHome, endpoint: &str, what: &str, fits: impl Fn(&Incid
 
 fn steps(incident: &Incident) -> String {
     incident.timeline.iter().map(|step| step.text.as_str()).collect::<Vec<_>>().join("\n")
+}
+
+/// Follows all events, from now on.
+fn follow_events(home: &SandboxHome) -> Running {
+    let events = home.spawn(home.ctl_command(&["rpc", "events.subscribe"]));
+    until("the subscription", DEADLINE, || {
+        // Told each time; the settings are the same.
+        home.rpc("daemon.reload", Value::Null).expect("the settings are good");
+        (!events.stdout().is_empty()).then_some(())
+    });
+    events
 }
 
 fn monitor(home: &SandboxHome) -> MonitorStatus {
@@ -300,6 +311,9 @@ fn actions_are_listed_cancelled_and_taken_back() {
     };
     let id = |line: &Value| line["attempt"]["id"].to_string();
 
+    // The worker has said that what it knows is sound: that comes before what it says of its requests.
+    assert_eq!(home.post_responses("a", b"no JSON").status, 400);
+    home.wait_answered(1);
     report(&home, "facts-corrupt", "a");
     let waits = action("the question", &|line| line["attempt"]["state"] == "asked");
     let listed = home.ctl(&["actions"]).ok();
@@ -417,10 +431,12 @@ fn an_expired_sign_in_is_asked_for_anew_and_then_the_person() {
         home.write(&key(id), &web_token(PAST_S));
     }
     home.start();
-    for id in ids {
-        incident(&home, id, "the expiry to be seen", |incident| incident.fault == Some(Fault::E4));
-    }
-    home.write(&key("renewed"), &web_token(FUTURE_S));
+    let is_seen = |incident: &Incident| incident.fault == Some(Fault::E4);
+    // Its command is asked again soon: the new key is there at once, and whole.
+    incident(&home, "renewed", "the expiry to be seen", is_seen);
+    home.write("work/new-key", &web_token(FUTURE_S));
+    fs::rename(home.path("work/new-key"), home.path(&key("renewed"))).expect("the home is writable");
+    incident(&home, "in-vain", "the expiry to be seen", is_seen);
     let renewed = incident(&home, "renewed", "its end", |incident| incident.state == IncidentState::Resolved);
     let attempt = &renewed.attempts[0];
     assert_eq!((attempt.action, attempt.state), (Action::RefreshToken, AttemptState::Helped), "{renewed:#?}");
@@ -495,7 +511,7 @@ fn secrets_of_twenty_shapes_get_nowhere() {
     home.start();
     home.wait_state("leaky", EndpointState::Running);
     home.wait_state("expert", EndpointState::Running);
-    let mut events = home.spawn(home.ctl_command(&["rpc", "events.subscribe"]));
+    let mut events = follow_events(&home);
 
     // In a prompt, in an error, and in what another program reports.
     let question = json!({ "model": "scripted", "input": format!("keep {all}"), "stream": true }).to_string();

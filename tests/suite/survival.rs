@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use codex_control::process::Process;
 use codex_control::rpc::EndpointState;
-use e2e::codex::Run;
+use e2e::codex::{self, Run};
 use e2e::home::{DEADLINE, PROVIDER_KEY, SandboxHome};
 use e2e::http;
 use e2e::provider::{End, FakeProvider, Script, Step, When};
@@ -78,7 +78,7 @@ fn a_task_completes_though_each_of_its_streams_is_killed_once() {
         let probes = probe(scope, home.address("scripted"), &stop);
         let codex = home.start_exec(&["Write."]);
         for gate in ["one", "two", "three"] {
-            provider.wait_held(gate, DEADLINE);
+            provider.wait_held(gate, codex::DEADLINE);
             kill_worker(&home);
         }
         let run = Run::finish(codex);
@@ -91,6 +91,9 @@ fn a_task_completes_though_each_of_its_streams_is_killed_once() {
         assert_eq!(home.read("work/file.txt"), "written\nagain\n", "each command ran once");
         assert!(probes.failed.is_empty() && probes.connected > 100, "{probes:?}");
         println!("{} connections during three kills, none refused", probes.connected);
+    });
+    until("the ends of all answers", DEADLINE, || {
+        provider.requests().iter().all(|request| request.end.is_some()).then_some(())
     });
     let requests = provider.assert_played();
     let ends: Vec<_> = requests.iter().map(|request| request.end).collect();
@@ -109,11 +112,7 @@ fn who_has_just_connected_to_a_worker_that_is_replaced_is_answered() {
     until("the worker to accept it", DEADLINE, || {
         (home.endpoint("scripted").counters.connections_open > 0).then_some(())
     });
-    home.rpc("endpoint.restart", json!({ "id": "scripted" })).expect("it can be restarted");
-    until("the next worker", DEADLINE, || {
-        let now = home.endpoint("scripted");
-        (now.state == EndpointState::Running && now.generation > before.generation).then_some(())
-    });
+    // Ready before: whoever is to end waits two seconds for the request, no longer.
     let body = json!({ "model": "scripted", "stream": true, "input": "Late." }).to_string();
     let head = format!(
         "POST /v1/responses HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
@@ -121,7 +120,13 @@ fn who_has_just_connected_to_a_worker_that_is_replaced_is_answered() {
         home.token("scripted"),
         body.len()
     );
-    connection.write_all((head + &body).as_bytes()).expect("the connection is open");
+    let request = (head + &body).into_bytes();
+    home.rpc("endpoint.restart", json!({ "id": "scripted" })).expect("it can be restarted");
+    until("the next worker", DEADLINE, || {
+        let now = home.endpoint("scripted");
+        (now.state == EndpointState::Running && now.generation > before.generation).then_some(())
+    });
+    connection.write_all(&request).expect("the connection is open");
     connection.set_read_timeout(Some(DEADLINE)).expect("the time is not zero");
     let mut answer = String::new();
     connection.read_to_string(&mut answer).expect("it is answered to the end");
@@ -138,8 +143,9 @@ fn a_kill_between_two_requests_is_not_noticed_at_all() {
     );
     let home = SandboxHome::with_provider(&provider);
     let codex = home.start_exec(&["Wait."]);
-    // The provider's end of the answer comes before Codex's.
-    until("the end of the first answer", DEADLINE, || home.path("work/begun").exists().then_some(()));
+    // Codex begins what it is told to do before the answer has ended.
+    until("the command", codex::DEADLINE, || home.path("work/begun").exists().then_some(()));
+    home.wait_answered(1);
     kill_worker(&home);
     home.write("work/go", "");
     let run = Run::finish(codex);

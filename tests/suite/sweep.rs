@@ -182,6 +182,9 @@ impl Random {
 }
 
 /// Two workers for each protocol: one with the usual timeouts, and one with short ones, for stalls.
+///
+/// The short ones are as long as can be: ten seconds after the request Codex is told of the first failure, and by then
+/// the second answer must have begun.
 struct Workers {
     usual: Vec<Worker>,
     hasty: Vec<Worker>,
@@ -192,7 +195,7 @@ impl Workers {
         let start = |name: &str, limits: &str| Worker::start_all(home, provider, name, limits);
         Self {
             usual: start("usual", ""),
-            hasty: start("hasty", "[worker]\nconnect_timeout_s = 1\nfirst_byte_timeout_s = 2\nidle_timeout_s = 3\n"),
+            hasty: start("hasty", "[worker]\nconnect_timeout_s = 2\nfirst_byte_timeout_s = 3\nidle_timeout_s = 5\n"),
         }
     }
 

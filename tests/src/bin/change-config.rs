@@ -3,14 +3,16 @@
 //!
 //! `change-config hold|release|recover|suspend`: what [`codex_control::codex_config`] does, in the home of the
 //! environment. `change-config unsafe`: the same change as `hold`, made as programs make it that do not care: a test that
-//! does not catch this one catches nothing. `change-config foreign SECONDS`: another program that reads the file, adds a
-//! key, and writes it, by turns in place and by a rename; prints what it did as JSON.
+//! does not catch this one catches nothing. `change-config foreign WRITES`: another program that reads the file, adds a
+//! key, and writes it, by turns in place and by a rename, at least so often and until its stdin is closed; prints what
+//! it did as JSON.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use codex_control::EndpointId;
@@ -36,8 +38,8 @@ fn main() -> anyhow::Result<()> {
         ["recover"] => drop(config.resume(|| true)?),
         ["suspend"] => drop(config.suspend()?),
         ["unsafe"] => careless(&config)?,
-        ["foreign", seconds] => foreign(config.path(), Duration::from_secs(seconds.parse()?))?,
-        _ => bail!("usage: change-config hold|release|recover|suspend|unsafe|foreign SECONDS"),
+        ["foreign", writes] => foreign(config.path(), writes.parse()?)?,
+        _ => bail!("usage: change-config hold|release|recover|suspend|unsafe|foreign WRITES"),
     }
     Ok(())
 }
@@ -76,16 +78,20 @@ fn careless(config: &CodexConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn foreign(path: &Path, duration: Duration) -> anyhow::Result<()> {
-    let end = Instant::now() + duration;
+fn foreign(path: &Path, writes: usize) -> anyhow::Result<()> {
+    let told = thread::spawn(|| std::io::stdin().read_to_end(&mut Vec::new()));
     let mut written: BTreeSet<String> = BTreeSet::new();
     let mut unseen: BTreeSet<String> = BTreeSet::new();
+    // How often something that it had written was newly missing from what it was shown.
+    let mut n_blind: usize = 0;
     let mut n: usize = 0;
-    while Instant::now() < end {
+    while n < writes || !told.is_finished() {
         let text = fs::read_to_string(path).unwrap_or_default();
         // What it has written before and is not shown, it is about to overwrite: it does not know better.
         let shown: BTreeSet<&str> = text.lines().filter_map(|line| line.strip_suffix(" = true")).collect();
+        let n_unseen = unseen.len();
         unseen.extend(written.iter().filter(|key| !shown.contains(key.as_str())).cloned());
+        n_blind += usize::from(unseen.len() > n_unseen);
         pause(PAUSE_US_MAX)?;
         let key = format!("foreign_{n}");
         let text = format!("{key} = true\n{text}");
@@ -100,15 +106,15 @@ fn foreign(path: &Path, duration: Duration) -> anyhow::Result<()> {
         n += 1;
         pause(if n.is_multiple_of(BURST) { LONG_PAUSE_US_MAX } else { PAUSE_US_MAX })?;
     }
-    println!("{}", json!({ "written": written, "unseen": unseen }));
+    println!("{}", json!({ "written": written, "unseen": unseen, "n_blind": n_blind }));
     Ok(())
 }
 
 /// Waits for a random time: when the other writer writes is what the test is about.
 fn pause(us_max: u32) -> anyhow::Result<()> {
     let mut bytes = [0; 4];
-    fs::File::open("/dev/urandom").and_then(|mut random| std::io::Read::read_exact(&mut random, &mut bytes))?;
+    fs::File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut bytes))?;
     let pause_us = u32::from_ne_bytes(bytes) % us_max;
-    std::thread::park_timeout(Duration::from_micros(pause_us.into()));
+    thread::park_timeout(Duration::from_micros(pause_us.into()));
     Ok(())
 }

@@ -178,6 +178,7 @@ impl Knocker {
 /// Short requests, one after the other, by several clients.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
+    n_answered: Arc<AtomicUsize>,
     threads: Vec<JoinHandle<Asked>>,
 }
 
@@ -200,20 +201,27 @@ pub(crate) struct Asked {
 
 impl Load {
     pub(crate) fn start(address: SocketAddr, token: &str, clients: usize) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, n_answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let ask = |_| {
-            let (stop, token) = (Arc::clone(&stop), token.to_owned());
+            let (stop, n_answered, token) = (Arc::clone(&stop), Arc::clone(&n_answered), token.to_owned());
             thread::spawn(move || {
                 let mut asked = Asked::default();
                 while !stop.load(Relaxed) {
+                    let before = asked.answered;
                     asked.ask(address, &token);
+                    n_answered.fetch_add(asked.answered - before, Relaxed);
                     thread::park_timeout(REQUEST_INTERVAL);
                 }
                 asked
             })
         };
         let threads = (0..clients).map(ask).collect();
-        Self { stop, threads }
+        Self { stop, n_answered, threads }
+    }
+
+    /// How many were answered whole so far.
+    pub(crate) fn n_answered(&self) -> usize {
+        self.n_answered.load(Relaxed)
     }
 
     pub(crate) fn finish(self) -> Asked {

@@ -29,7 +29,7 @@ use e2e::provider::{FakeProvider, Script, Step, When};
 use rustix::process::Signal;
 
 use crate::accepting::Handover;
-use crate::clients::{Knocker, Load, Streams, healthy, wait};
+use crate::clients::{Knocker, Load, PATIENCE, Streams, healthy, wait};
 use crate::drip::Drip;
 use crate::rig::{Rig, answers_after, kill};
 
@@ -110,12 +110,19 @@ const KILL_INTERVAL: Duration = Duration::from_millis(120);
 const TASKS_AT_ONCE: usize = 2;
 /// Two generations accept beside each other from the next one's being ready to the drain of the one before.
 const HANDS_OVER: Duration = Duration::from_millis(250);
-/// The same where times are not judged.
-const HANDS_OVER_BUSY: Duration = Duration::from_secs(5);
+/// The same where the supervisor is killed in between, and the next one is waited for.
+const HANDS_OVER_KILLED: Duration = Duration::from_secs(5);
+/// Both where times are not judged: longer than that is for good.
+const HANDS_OVER_BUSY: Duration = PATIENCE;
 /// How much later after `codexctl restart` was started each kill comes; and after how many it is early again. The worker
 /// is replaced within: program started 2 ms, next worker ready 5 ms, the one before told 1 ms later.
 const HALFWAY_STEP: Duration = Duration::from_micros(500);
 const HALFWAY_STEPS: u32 = 40;
+/// Signals to two processes that lie further apart have not frozen or woken them at once: a third of the time after
+/// which one that is silent hangs.
+const APART_MAX: Duration = Duration::from_millis(500);
+/// Times that the freezes are begun anew for that.
+const FREEZES_ANEW_MAX: u32 = 10;
 /// Busy threads for each processor.
 const OVERSUBSCRIPTION: usize = 3;
 
@@ -176,8 +183,9 @@ fn rig(options: &Options, base_url: &str) -> anyhow::Result<Rig> {
     if options.service { Rig::service(&settings) } else { Rig::alone(&settings) }
 }
 
-fn handover(options: &Options) -> Handover {
-    Handover::Within(if options.strict { HANDS_OVER } else { HANDS_OVER_BUSY })
+/// `within` is judged with `--strict`.
+fn handover(options: &Options, within: Duration) -> Handover {
+    Handover::Within(if options.strict { within } else { HANDS_OVER_BUSY })
 }
 
 fn flowing(options: &Options, rig: &Rig) -> anyhow::Result<Streams> {
@@ -220,8 +228,10 @@ fn kill_workers(options: &Options) -> anyhow::Result<()> {
     while times.0.len() < options.count as usize || !tasks.are_done() {
         let worker = rig.worker()?;
         times.add(answers_after(address, kill(&worker)?)?);
-        let next_at = Instant::now() + KILL_INTERVAL;
+        let (next_at, n_before) = (Instant::now() + KILL_INTERVAL, load.n_answered());
         wait("the time between two kills to pass", || (Instant::now() >= next_at).then_some(()))?;
+        // On a busy machine a request may take longer than that, and none would ever be answered.
+        wait("an answer between two kills", || (load.n_answered() > n_before).then_some(()))?;
         tasks.go_on(&rig)?;
     }
     let (asked, knocks) = (load.finish(), knocker.finish());
@@ -276,7 +286,7 @@ fn replace(options: &Options) -> anyhow::Result<()> {
     let drip = Drip::start()?;
     let rig = rig(options, &drip.base_url())?;
     let address = rig.address()?;
-    let watch = rig.watch(handover(options));
+    let watch = rig.watch(handover(options, HANDS_OVER));
     let (knocker, load) = (Knocker::start(address), Load::start(address, &rig.token()?, 2));
     let mut streams = flowing(options, &rig)?;
     for (what, act) in [
@@ -342,7 +352,7 @@ fn kill_halfway(options: &Options) -> anyhow::Result<()> {
     let rig = rig(options, &drip.base_url())?;
     let address = rig.address()?;
     // Whoever was killed between the next one's being ready and the drain of the one before is waited for.
-    let watch = rig.watch(Handover::Within(HANDS_OVER_BUSY));
+    let watch = rig.watch(handover(options, HANDS_OVER_KILLED));
     let (knocker, load) = (Knocker::start(address), Load::start(address, &rig.token()?, 2));
     let mut streams = flowing(options, &rig)?;
     let (mut back, mut n_replaced) = (Times::default(), 0);
@@ -428,12 +438,16 @@ fn stick(options: &Options) -> anyhow::Result<()> {
     let drip = Drip::start()?;
     let rig = rig(options, &drip.base_url())?;
     let address = rig.address()?;
-    let watch = rig.watch(handover(options));
+    let watch = rig.watch(handover(options, HANDS_OVER));
     let knocker = Knocker::start(address);
     let mut times = Times::default();
     for _ in 0..options.count {
         // A worker that hangs is at fault, and too many of those in a row would be a reason to be slow.
+        let before = rig.wait_running()?;
         rig.ctl(&["restart", rig::ENDPOINT])?;
+        rig.wait_for("the next worker", |now| now.generation > before.generation)?;
+        // Nor does the one before answer any more.
+        rig.wait_single()?;
         let worker = rig.worker()?;
         let at = Instant::now();
         ensure!(worker.signal(Signal::STOP)?, "the worker had ended before");
@@ -462,23 +476,41 @@ fn judge_calm(rig: &Rig, before: &Process, streams: &Streams) -> anyhow::Result<
 }
 
 fn freeze(options: &Options) -> anyhow::Result<()> {
+    println!("everything frozen {} times for {:?}", options.count, Duration::from_secs(options.frozen_s));
+    let mut n_done = 0;
+    for _ in 0..FREEZES_ANEW_MAX {
+        n_done = freeze_from(options, n_done)?;
+        if n_done == options.count {
+            return Ok(());
+        }
+        println!("  time {n_done} anew: for {APART_MAX:?} or more only one of the two was frozen");
+    }
+    bail!("this machine is too busy to freeze two processes at once")
+}
+
+/// Freezes from the `first` time on. Gives the number of the time at which we did not freeze or wake both at once, since
+/// one that is frozen alone hangs, and the other may act on it; else the number of all.
+fn freeze_from(options: &Options, first: u32) -> anyhow::Result<u32> {
     let frozen = Duration::from_secs(options.frozen_s);
-    println!("everything frozen {} times for {frozen:?}", options.count);
     let drip = Drip::start()?;
     let rig = rig(options, &drip.base_url())?;
     let streams = flowing(options, &rig)?;
     let worker = rig.worker()?;
-    for n in 0..options.count {
+    for n in first..options.count {
         let supervisor = rig.supervisor()?;
         // Every other time the supervisor wakes up first and finds its worker still asleep.
         let both = if n % 2 == 0 { [&supervisor, &worker] } else { [&worker, &supervisor] };
-        for process in both {
-            ensure!(process.signal(Signal::STOP)?, "a process had ended before");
+        let mut is_at_once = signal_both(both, Signal::STOP)?;
+        if is_at_once {
+            let until = Instant::now() + frozen;
+            e2e::until::try_until(frozen * 2, || (Instant::now() >= until).then_some(()))
+                .context("time stands still")?;
         }
-        let until = Instant::now() + frozen;
-        e2e::until::try_until(frozen * 2, || (Instant::now() >= until).then_some(())).context("time stands still")?;
-        for process in both {
-            ensure!(process.signal(Signal::CONT)?, "a process had ended before");
+        is_at_once &= signal_both(both, Signal::CONT)?;
+        if !is_at_once {
+            drip.enough();
+            rig.stop()?;
+            return Ok(n);
         }
         healthy(rig.address()?)?;
         judge_calm(&rig, &worker, &streams)?;
@@ -487,7 +519,20 @@ fn freeze(options: &Options) -> anyhow::Result<()> {
     streams.finish()?;
     judge_calm(&rig, &worker, &streams)?;
     println!("  no false kill, {} streams unbroken", streams.opened());
-    rig.stop()
+    rig.stop()?;
+    Ok(options.count)
+}
+
+/// Whether both got `signal` at once. Only where they did not may one of them have ended.
+fn signal_both(processes: [&Process; 2], signal: Signal) -> anyhow::Result<bool> {
+    let begin = Instant::now();
+    let mut n_there = 0;
+    for process in processes {
+        n_there += usize::from(process.signal(signal)?);
+    }
+    let is_at_once = begin.elapsed() < APART_MAX;
+    ensure!(n_there == processes.len() || !is_at_once, "a process had ended before");
+    Ok(is_at_once)
 }
 
 fn be_busy(options: &Options) -> anyhow::Result<()> {
