@@ -42,6 +42,8 @@ const WAITING_SIGNALS_MAX: usize = 4096;
 const KEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Time for what was kept to be read, and for a deed to be written down. A disk that is slower holds up nothing.
 const KEEP_WITHIN: Duration = Duration::from_secs(2);
+/// The same for a question to the AI, which is never asked without: its answer takes seconds, too.
+const KEEP_QUESTION_WITHIN: Duration = Duration::from_secs(20);
 /// What was refused is written again after this time.
 const KEEP_AGAIN: Duration = Duration::from_secs(5);
 /// Incidents that wait to be written while the database refuses them; of more the oldest are lost, and counted.
@@ -352,7 +354,8 @@ impl Incidents {
         let mut tickets = Vec::new();
         for deed in decided {
             self.next_ticket += 1;
-            self.deeds.insert(self.next_ticket, (deed, now + KEEP_WITHIN));
+            let within = if matches!(deed, Deed::Ask(_)) { KEEP_QUESTION_WITHIN } else { KEEP_WITHIN };
+            self.deeds.insert(self.next_ticket, (deed, now + within));
             tickets.push(self.next_ticket);
         }
         if self.hand_over(tickets.clone(), database, queue) {
