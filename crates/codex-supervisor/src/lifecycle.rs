@@ -491,7 +491,7 @@ impl Lifecycle {
     }
 
     /// A silent worker was looked at. `is_starved`: it would do something, and got too little of a processor for it
-    /// since it was looked at before. Says whether it is given more time for that.
+    /// since it was looked at before. Says whether it is given more time for that, once for a silence.
     pub(crate) fn examined(&mut self, now: Instant, generation: u64, is_starved: bool) -> bool {
         let Some(worker) = self.workers.get_mut(&generation) else { return false };
         let is_first = !mem::replace(&mut worker.silence.is_examined, true);
@@ -500,7 +500,7 @@ impl Lifecycle {
         }
         if is_starved && worker.silence.excused < EXCUSED_MAX {
             worker.silence.excused += EXCUSED_FOR;
-            return true;
+            return worker.silence.excused == EXCUSED_FOR;
         }
         worker.silence.is_stuck = true;
         false

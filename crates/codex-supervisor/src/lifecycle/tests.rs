@@ -284,6 +284,10 @@ fn a_silent_worker_is_looked_at_twice() {
     assert_eq!(bench.lifecycle.poll(bench.now), None);
     bench.now += EXCUSED_FOR;
     assert_eq!(bench.lifecycle.poll(bench.now), Some(examine));
+    assert!(!bench.lifecycle.examined(bench.now, 1, true), "that was told");
+    assert_eq!(bench.lifecycle.poll(bench.now), None);
+    bench.now += EXCUSED_FOR;
+    assert_eq!(bench.lifecycle.poll(bench.now), Some(examine));
     assert!(!bench.lifecycle.examined(bench.now, 1, false));
     assert_eq!(bench.lifecycle.poll(bench.now), Some(Command::Kill { generation: 1, because: KillReason::Stuck }));
 }
