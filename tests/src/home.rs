@@ -422,8 +422,9 @@ impl SandboxHome {
     /// Waits until the worker has told the supervisor that it has passed on all of `count` answers, which is later than
     /// the provider's end of them, and than Codex's.
     pub fn wait_answered(&self, count: usize) {
-        let n_answered = || self.logs().matches("request finished").count();
-        until("the end of the answer", DEADLINE, || (n_answered() >= count).then_some(()));
+        let log = self.paths().logs_folder().join("supervisor.log");
+        let n_answered = || read(&log).matches("request finished").count();
+        until("the end of the answer", crate::codex::DEADLINE, || (n_answered() >= count).then_some(()));
     }
 
     /// The ends of all logs: the supervisor's, the workers', the programs'.

@@ -168,6 +168,13 @@ impl FakeProvider {
         })
     }
 
+    /// Waits until every answer so far has ended, which Codex may see before the provider does.
+    pub fn wait_ended(&self, deadline: Duration) {
+        until("the ends of all answers", deadline, || {
+            self.requests().iter().all(|request| request.end.is_some()).then_some(())
+        });
+    }
+
     /// Waits until an answer has come to `gate`; everything before it has been written.
     pub fn wait_held(&self, gate: &str, deadline: Duration) {
         until(&format!("the provider's gate `{gate}`"), deadline, || {

@@ -67,10 +67,7 @@ fn codex_brings_us_back_in_the_middle_of_an_answer() {
         assert_eq!(run.answer(), "It is written.", "{}", run.shown());
         assert!(!run.stdout.contains("waiting for network"), "{}", run.shown());
         assert_eq!(home.read("work/file.txt"), "written\n", "the command ran once");
-        // Codex may have seen its end before the provider has.
-        until("the ends of all answers", codex::DEADLINE, || {
-            provider.requests().iter().all(|request| request.end.is_some()).then_some(())
-        });
+        provider.wait_ended(codex::DEADLINE);
         let ends: Vec<_> = provider.assert_played().iter().map(|request| request.end).collect();
         assert_eq!(ends, [End::ClientGone, End::Complete, End::Complete].map(Some));
         end_the_healed(&home, address, killed_pid);
@@ -93,7 +90,6 @@ fn codex_brings_us_back_between_two_requests_and_says_nothing() {
         let home = SandboxHome::with_provider(&provider);
         let (address, killed_pid) = (home.address("scripted"), home.supervisor_pid());
         let codex = home.start_exec(&["Wait."]);
-        until("the end of the first answer", codex::DEADLINE, || provider.requests().first()?.end);
         home.wait_answered(1);
         kill_everything(&home);
         home.write("work/go", "");

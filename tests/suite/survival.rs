@@ -92,9 +92,7 @@ fn a_task_completes_though_each_of_its_streams_is_killed_once() {
         assert!(probes.failed.is_empty() && probes.connected > 100, "{probes:?}");
         println!("{} connections during three kills, none refused", probes.connected);
     });
-    until("the ends of all answers", DEADLINE, || {
-        provider.requests().iter().all(|request| request.end.is_some()).then_some(())
-    });
+    provider.wait_ended(DEADLINE);
     let requests = provider.assert_played();
     let ends: Vec<_> = requests.iter().map(|request| request.end).collect();
     assert_eq!(ends, [End::ClientGone, End::Complete].repeat(3).into_iter().map(Some).collect::<Vec<_>>());

@@ -209,6 +209,12 @@ impl Worker {
         Self { revision, stage, heard_at, is_mute: false, silence: Silence::default() }
     }
 
+    /// It has given a sign of life, or is first expected to give one from now on.
+    fn heard(&mut self, now: Instant) {
+        self.heard_at = self.heard_at.max(now);
+        self.silence = Silence::default();
+    }
+
     /// When to look at it, if nothing is heard of it.
     fn examine_at(&self) -> Option<Instant> {
         let after = if self.silence.is_examined { STUCK_AFTER + self.silence.excused } else { SUSPECT_AFTER };
@@ -463,8 +469,7 @@ impl Lifecycle {
             return false;
         }
         worker.stage = Stage::Serving;
-        worker.heard_at = now;
-        worker.silence = Silence::default();
+        worker.heard(now);
         self.restart_at = None;
         self.probe = Probe { due_at: Some(now), ..Probe::default() };
         true
@@ -485,8 +490,7 @@ impl Lifecycle {
     /// A worker has given a sign of life.
     pub(crate) fn heard(&mut self, now: Instant, generation: u64) {
         if let Some(worker) = self.workers.get_mut(&generation) {
-            worker.heard_at = worker.heard_at.max(now);
-            worker.silence = Silence::default();
+            worker.heard(now);
         }
     }
 
@@ -653,8 +657,7 @@ impl Lifecycle {
         });
         if let Some((&generation, worker)) = outdated {
             worker.stage = Stage::Draining { until: now + HANDOVER_WITHIN + DRAIN_SLACK };
-            worker.heard_at = worker.heard_at.max(now);
-            worker.silence = Silence::default();
+            worker.heard(now);
             return Some(Command::Drain { generation, within: HANDOVER_WITHIN });
         }
         if !self.has_fitting() && self.may_spawn() && self.restart_at.is_none_or(|at| now >= at) {

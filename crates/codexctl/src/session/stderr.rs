@@ -17,11 +17,13 @@ use std::time::Duration;
 use codex_control::files::PRIVATE_FILE_MODE;
 use codex_control::redact::redact;
 use codex_control::session::STDERR_LOG;
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::Timespec;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::pty::OpenptFlags;
 use rustix::termios::{self, OptionalActions};
+
+use crate::client::readable;
 
 /// The copy is begun anew at this size; the one before is kept beside it.
 const LOG_BYTES_MAX: u64 = 1024 * 1024;
@@ -127,7 +129,7 @@ fn pass_on(mut source: File, ending: &OwnedFd, to: To, mut log: Option<&mut Log>
     let mut chunk = [0; CHUNK_BYTES];
     let mut is_ending = false;
     loop {
-        let mut watched = [PollFd::new(&source, PollFlags::IN), PollFd::new(ending, PollFlags::IN)];
+        let mut watched = [readable(&source), readable(ending)];
         let (n_watched, timeout) = if is_ending { (1, silence.as_ref()) } else { (2, None) };
         match rustix::event::poll(&mut watched[..n_watched], timeout) {
             Ok(0) => return,
